@@ -1,0 +1,159 @@
+"""The gradient of a solution: one LQR sweep and one directional derivative, whatever the number of iterations that led there.
+
+At a solution, with z = (x, u), costates lambda and a loss phi(x, u), the Lagrangian's Hessian H = d2(l + lambda^T f)/dz2 and the
+loss's gradient define one more linear-quadratic problem, whose step d and costates mu give
+
+    dphi/dx0    = mu_0
+    dphi/dtheta = d/dtheta { sum_t [grad_z (l + lambda^T f)(z_t; theta) . d_t + mu_{t+1}^T f(z_t; theta)] + grad l_T(x_T; theta) . d_x,T }
+
+with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025, eq. 10, has
+the same solution). DiffMPC (Amos et al. 2018) is the same with the dynamics' curvature left out of H, which is exact for linear
+dynamics only.
+
+A control at its bound stays there: d_u = 0, and the derivative with respect to the bound takes its place. Where the control would
+leave the bound for one sign of a change and not for the other, the solution has two one-sided derivatives; this is the one of staying.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.func import jvp
+
+from dilqr_rl.derivatives import dynamics_hessian
+from dilqr_rl.ilqr import Iterate, expand, with_curvature
+from dilqr_rl.instance import Instance
+from dilqr_rl.lqr import Quadratic, backward_sweep, control_gradient, costates, linear_rollout
+from dilqr_rl.solution import Status
+
+
+def attach(solved: Iterate, x0: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
+    """The solution's states and controls, differentiable in x0 (B, n) and in the values of the problem.
+
+    Args:
+        solved: the solution, its instance that of the whole batch.
+        x0: the start states it was solved for.
+        exact: the gradient of the fixed point; else DiffMPC's.
+    """
+    return _FixedPoint.apply(solved, exact, x0, *solved.instance.values)
+
+
+class _FixedPoint(torch.autograd.Function):
+    """Identity on the solution; its backward pass is the adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, solved: Iterate, exact: bool, x0: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.instance, ctx.exact = solved.instance.with_values(()), exact
+        ctx.save_for_backward(solved.x, solved.u, solved.lower, solved.upper, solved.status, *values)
+        return solved.x.clone(), solved.u.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                'second derivatives (create_graph=True) are not available for gradient="implicit" and "diffmpc"; use gradient="unroll".'
+            )
+        x, u, lower, upper, status, *values = ctx.saved_tensors
+        good = ((status == Status.CONVERGED) & _finite(*loss_gradients)).nonzero().squeeze(1)
+        point = Point(ctx.instance.with_values(tuple(values)).select(good), *(part[good] for part in (x, u, lower, upper)))
+        step = solve_adjoint(point, *(part[good] for part in loss_gradients), exact=ctx.exact)
+        dx0 = x.new_zeros(x.shape[0], x.shape[2]).index_put((good,), step.mu[:, 0])
+        needed = ctx.needs_input_grad[3:]
+        return None, None, dx0, *_value_gradients(ctx.instance, tuple(values), needed, good, point, step)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Solutions of B problems: x (B, T+1, n), u, lower and upper (B, T, m)."""
+
+    instance: Instance
+    x: Tensor
+    u: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True)
+class AdjointStep:
+    """What the adjoint problem gives, for B problems.
+
+    Attributes:
+        costate: lambda (B, T+1, n).
+        dx: (B, T+1, n).
+        du: (B, T, m).
+        mu: (B, T+1, n).
+        dlower: (B, T, m), derivative of the loss with respect to each lower bound.
+        dupper: (B, T, m), with respect to each upper bound.
+    """
+
+    costate: Tensor
+    dx: Tensor
+    du: Tensor
+    mu: Tensor
+    dlower: Tensor
+    dupper: Tensor
+
+
+def solve_adjoint(point: Point, loss_dx: Tensor, loss_du: Tensor, *, exact: bool) -> AdjointStep:
+    """Solve the adjoint problem for a loss with gradients loss_dx (B, T+1, n) and loss_du (B, T, m).
+
+    A problem whose system is singular has no derivative; it gets zeros.
+    """
+    model, costate = expand(point.instance, point.x, point.u)
+    curvature = dynamics_hessian(point.instance, point.x[:, :-1], point.u, costate[:, 1:])
+    model = with_curvature(model, curvature, torch.full_like(costate[:, 0, 0], float(exact)))
+    gradient = control_gradient(model.F, model.g, costate)
+    at_lower = (point.u <= point.lower) | (point.u - gradient <= point.lower)
+    at_upper = ~at_lower & ((point.u >= point.upper) | (point.u - gradient >= point.upper))
+    limit = torch.where(at_lower | at_upper, 0.0, torch.inf).to(point.u)
+    loss = Quadratic(model.F, model.H, torch.cat((loss_dx[:, :-1], loss_du), dim=-1), model.H_T, loss_dx[:, -1])
+    policy = backward_sweep(loss, -limit, limit, torch.zeros_like(limit[:, 0, 0]))
+    dx, du = linear_rollout(model.F, policy)
+    finite = _finite(dx, du)
+    dx, du = (torch.where(finite[:, None, None], part, 0.0) for part in (dx, du))
+    g = torch.where(finite[:, None, None], loss.g, 0.0) + _apply(model.H, torch.cat((dx[:, :-1], du), dim=-1))
+    g_T = torch.where(finite[:, None], loss.g_T, 0.0) + _apply(model.H_T, dx[:, -1])
+    mu = costates(model.F, g, g_T)
+    multiplier = control_gradient(model.F, g, mu)
+    return AdjointStep(costate, dx, du, mu, torch.where(at_lower, multiplier, 0.0), torch.where(at_upper, multiplier, 0.0))
+
+
+def _value_gradients(
+    instance: Instance, values: tuple[Tensor, ...], needed: tuple[bool, ...], good: Tensor, point: Point, step: AdjointStep
+) -> list[Tensor | None]:
+    """The reverse pass: the derivative of the bracket in the module's docstring with respect to each value that needs it."""
+    with torch.enable_grad():
+        leaves = tuple(value.detach().requires_grad_(need) for value, need in zip(values, needed, strict=True))
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if not wanted:
+            return [None] * len(values)
+        bracket = _bracket(instance.with_values(leaves).select(good), point, step)
+        found = iter(torch.autograd.grad(bracket, wanted, allow_unused=True) if bracket.requires_grad else [None] * len(wanted))
+    return [next(found) if need else None for need in needed]
+
+
+def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
+    x, u, dx, du = point.x, point.u, step.dx, step.du
+
+    def stages(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        f = instance.dynamics(x, u)
+        return instance.stage_cost(x, u).sum() + (step.costate[:, 1:] * f).sum(), f
+
+    _, directional, f = jvp(stages, (x[:, :-1], u), (dx[:, :-1], du), has_aux=True)
+    _, last = jvp(lambda x: instance.terminal_cost(x).sum(), (x[:, -1],), (dx[:, -1],))
+    lower, upper = instance.bounds(u.shape[0])
+    at_bounds = torch.where(step.dlower != 0, step.dlower * lower, 0.0) + torch.where(step.dupper != 0, step.dupper * upper, 0.0)
+    return directional + (step.mu[:, 1:] * f).sum() + last + at_bounds.sum()
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _finite(*parts: Tensor) -> Tensor:
+    """(B,) bool: whether all numbers of a problem are finite."""
+    return torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)

@@ -1,0 +1,212 @@
+"""A problem with values for all its tensors: what the solver and the adjoint evaluate, batch first and in float64.
+
+A value is shared by all problems of the batch, or there is one per problem, (B, ...), or one per problem and step, (B, T, ...). The
+functions see neither: `torch.func.vmap` hands each problem (and step) its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from dilqr_rl.problem import ControlProblem, check_bounds
+
+SHARED, PER_PROBLEM, PER_STEP = 0, 1, 2
+Slots = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A `ControlProblem`, B times, with values in the place of its parameters and buffers.
+
+    Attributes:
+        problem: the problem.
+        values: the tensors, each once, with `leads` batch dimensions in front.
+        leads: SHARED, PER_PROBLEM or PER_STEP for each value.
+        slots: for "dynamics", "stage_cost", "terminal_cost" and the problem itself (""), which value stands at which name.
+    """
+
+    problem: ControlProblem
+    values: tuple[Tensor, ...]
+    leads: tuple[int, ...]
+    slots: Mapping[str, Slots]
+
+    def dynamics(self, x: Tensor, u: Tensor) -> Tensor:
+        """f at all steps: x (B, T, n), u (B, T, m) -> (B, T, n)."""
+        return self._call("dynamics", (x, u), x.shape[-1:])
+
+    def step(self, x: Tensor, u: Tensor, t: int) -> Tensor:
+        """f at step t: x (B, n), u (B, m) -> (B, n)."""
+        return self._call("dynamics", (x, u), x.shape[-1:], t)
+
+    def stage_cost(self, x: Tensor, u: Tensor) -> Tensor:
+        """l at all steps: x (B, T, n), u (B, T, m) -> (B, T)."""
+        return self._call("stage_cost", (x, u), ())
+
+    def terminal_cost(self, x: Tensor) -> Tensor:
+        """l_T: x (B, n) -> (B,); zero where the problem has none."""
+        if self.problem.terminal_cost is None:
+            return x.new_zeros(x.shape[:-1])
+        return self._call("terminal_cost", (x,), ())
+
+    def total_cost(self, x: Tensor, u: Tensor) -> Tensor:
+        """Cost of states x (B, T+1, n) and controls u (B, T, m), as (B,)."""
+        return self.stage_cost(x[:, :-1], u).sum(-1) + self.terminal_cost(x[:, -1])
+
+    def bounds(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """u_min and u_max, (B, T, m) each."""
+        shape = (batch_size, self.problem.horizon, self.problem.control_size)
+        bounds = {}
+        for name, index in self.slots[""]:
+            value, lead = self.values[index], self.leads[index]
+            value = value.unsqueeze(-1) if value.ndim == lead else value  # a scalar bound
+            bounds[name] = (value.unsqueeze(1) if lead == PER_PROBLEM else value).expand(shape)
+        return bounds["u_min"], bounds["u_max"]
+
+    def select(self, index: Tensor) -> Instance:
+        """The instance of some problems of the batch, in the order of `index` (K,)."""
+        if all(lead == SHARED for lead in self.leads):
+            return self
+        values = (v if lead == SHARED else v[index] for v, lead in zip(self.values, self.leads, strict=True))
+        return replace(self, values=tuple(values))
+
+    def at_first_step(self) -> Instance:
+        """The instance of a horizon of one: values per step are those of the first."""
+        pairs = zip(self.values, self.leads, strict=True)
+        return replace(self, values=tuple(v[:, :1] if lead == PER_STEP else v for v, lead in pairs))
+
+    def with_values(self, values: tuple[Tensor, ...]) -> Instance:
+        """The same instance with other tensors of the same shapes."""
+        return replace(self, values=values)
+
+    def _call(self, role: str, arguments: tuple[Tensor, ...], event: tuple[int, ...], t: int | None = None) -> Tensor:
+        """Evaluate one function over (B, ...) arguments; its result must have the arguments' batch shape and then `event`."""
+        module = getattr(self.problem, role)
+        own: dict[str, Tensor] = {}
+        varying: dict[int, dict[str, Tensor]] = {PER_PROBLEM: {}, PER_STEP: {}}
+        for name, index in self.slots[role]:
+            value, lead = self.values[index], self.leads[index]
+            if lead == SHARED:
+                own[name] = value
+            elif lead == PER_STEP and t is not None:
+                varying[PER_PROBLEM][name] = value[:, t]
+            else:
+                varying[lead][name] = value
+
+        def evaluate(shared: dict[str, Tensor], *points: Tensor) -> Tensor:
+            try:
+                result = functional_call(module, shared, points)
+            except RuntimeError as error:
+                if "dtype" in str(error) or "same type" in str(error) or "Half" in str(error):
+                    raise ValueError(
+                        f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors as "
+                        "parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
+                    ) from error
+                raise
+            expected = points[0].shape[:-1] + event
+            if not isinstance(result, Tensor) or result.shape != expected:
+                came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                takes = ", ".join(str(tuple(point.shape)) for point in points)
+                raise ValueError(f"{role}: expected a result of shape {tuple(expected)} for arguments {takes}, got {came}.")
+            return result
+
+        if varying[PER_STEP]:
+            steps = varying[PER_STEP]
+
+            def over_steps(values: dict[str, Tensor], step_values: dict[str, Tensor], *points: Tensor) -> Tensor:
+                return vmap(lambda s, *p: evaluate({**own, **values, **s}, *p))(step_values, *points)
+
+            return vmap(over_steps)(varying[PER_PROBLEM], steps, *arguments)
+        if varying[PER_PROBLEM]:
+            return vmap(lambda values, *p: evaluate({**own, **values}, *p))(varying[PER_PROBLEM], *arguments)
+        return evaluate(own, *arguments)
+
+
+def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | None) -> Instance:
+    """Check `params` and put them, with the problem's own tensors, into an `Instance` on x0's device.
+
+    Args:
+        problem: the problem.
+        x0: (B, n), for its batch size and device.
+        params: replacements by qualified name, each with its tensor's own shape, or with (B,) or (B, T) in front.
+
+    Raises:
+        ValueError: an unknown name, another shape, NaN or infinity, a value that must be positive and isn't, or bounds reversed.
+    """
+    named = {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers(remove_duplicate=False))}
+    replaced = _checked_params(problem, named, x0.shape[0], params or {})
+    positions: dict[int, int] = {}
+    values: list[Tensor] = []
+    leads: list[int] = []
+    slots: dict[str, list[tuple[str, int]]] = {"dynamics": [], "stage_cost": [], "terminal_cost": [], "": []}
+    for name, tensor in named.items():
+        if id(tensor) not in positions:
+            positions[id(tensor)] = len(values)
+            value = replaced.get(id(tensor), tensor)
+            leads.append(value.ndim - tensor.ndim)
+            values.append(value.to(x0.device, torch.float64) if value.is_floating_point() else value.to(x0.device))
+        role, _, rest = name.partition(".")
+        slots[role if rest else ""].append((rest or name, positions[id(tensor)]))
+    instance = Instance(problem, tuple(values), tuple(leads), {role: tuple(pairs) for role, pairs in slots.items()})
+    _check_values(instance)
+    return instance
+
+
+def _checked_params(
+    problem: ControlProblem, named: Mapping[str, Tensor], batch_size: int, params: Mapping[str, Any]
+) -> dict[int, Tensor]:
+    """The replacements by the identity of what they replace, so that a tensor under two names is replaced under both."""
+    replaced: dict[int, Tensor] = {}
+    for name, value in params.items():
+        if name not in named:
+            raise ValueError(f"params[{name!r}]: the problem has no parameter or buffer of this name; it has {sorted(named)}.")
+        own = named[name]
+        value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else own.dtype)
+        leads = ((), (batch_size,), (batch_size, problem.horizon))
+        accepted = [lead + tuple(own.shape) for lead in leads]
+        if tuple(value.shape) not in accepted:
+            raise ValueError(
+                f"params[{name!r}]: expected one of the shapes {', '.join(map(str, accepted))} (shared, per problem, per problem and "
+                f"step), got {tuple(value.shape)}."
+            )
+        if name.startswith("terminal_cost.") and value.ndim == own.ndim + PER_STEP:
+            raise ValueError(f"params[{name!r}]: the terminal cost has no steps; give one value, or one per problem.")
+        replaced[id(own)] = value
+    return replaced
+
+
+def _check_values(instance: Instance) -> None:
+    for role, pairs in instance.slots.items():
+        for name, index in pairs:
+            full = f"{role}.{name}" if role else name
+            value = instance.values[index]
+            if role and not torch.isfinite(value).all():
+                raise ValueError(f"{full}: expected finite numbers, got {_first(value, ~torch.isfinite(value))}.")
+            if role and name.rpartition(".")[2] in _positive_names(getattr(instance.problem, role), name) and not (value > 0).all():
+                raise ValueError(
+                    f"{full}: expected a number above 0, got {_first(value, ~(value > 0))}. To learn it, keep it positive: learn its "
+                    "logarithm and pass the exponential through params, or use torch.nn.utils.parametrize."
+                )
+    check_bounds(*(_aligned(instance, name) for name in ("u_min", "u_max")))
+
+
+def _aligned(instance: Instance, name: str) -> Tensor:
+    """A bound as (B or 1, T or 1, m or 1), for comparison."""
+    index = dict(instance.slots[""])[name]
+    value, lead = instance.values[index], instance.leads[index]
+    value = value.unsqueeze(-1) if value.ndim == lead else value
+    return value.reshape((1,) * (3 - value.ndim) + value.shape) if lead != PER_PROBLEM else value.unsqueeze(1)
+
+
+def _positive_names(module: nn.Module, name: str) -> tuple[str, ...]:
+    owner = module.get_submodule(name.rpartition(".")[0])
+    return tuple(getattr(owner, "positive", ()))
+
+
+def _first(value: Tensor, wrong: Tensor) -> float:
+    return float(value.detach()[wrong].reshape(-1)[0])

@@ -1,0 +1,54 @@
+"""Settings of the solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["ILQROptions"]
+
+
+@dataclass(frozen=True)
+class ILQROptions:
+    """Settings of `ILQR`; the defaults suit problems whose states and controls are of order one to a hundred.
+
+    Attributes:
+        max_iterations: iterations after which a problem is given up.
+        tolerance: a problem has converged when its residual (see `Solution`) is below this.
+        backend: "torch" is the readable reference and runs on any device. "auto" takes the fastest that can solve the problem, which in
+            this version is "torch"; "native" is refused until it exists.
+        sufficient_decrease: a step must bring at least this share of the decrease that the quadratic model expects (Armijo).
+        line_search_steps: how often a step is halved before it is given up.
+        regularisation_min: the first nonzero value added to the diagonal of Q_uu.
+        regularisation_max: beyond this the line search has failed.
+        regularisation_factor: by how much the regularisation rises after a failed step, and falls after a full one.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    max_iterations: int = 100
+    tolerance: float = 1e-6
+    backend: Literal["auto", "native", "torch"] = "auto"
+    sufficient_decrease: float = 1e-4
+    line_search_steps: int = 10
+    regularisation_min: float = 1e-6
+    regularisation_max: float = 1e10
+    regularisation_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.backend == "native":
+            raise ValueError('backend: "native" is not part of this version; use "auto" or "torch".')
+        if self.backend not in ("auto", "torch"):
+            raise ValueError(f'backend: expected "auto" or "torch", got {self.backend!r}.')
+        for name in ("max_iterations", "line_search_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+        for name in ("tolerance", "regularisation_min", "regularisation_max", "regularisation_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}.")
+        if not 0 < self.sufficient_decrease < 0.5:
+            raise ValueError(f"sufficient_decrease: expected a number between 0 and 0.5, got {self.sufficient_decrease!r}.")
+        if not self.regularisation_factor > 1:
+            raise ValueError(f"regularisation_factor: expected a number above 1, got {self.regularisation_factor!r}.")
