@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.func import jvp
 
+from dilqr_rl.box import product
 from dilqr_rl.derivatives import dynamics_hessian
 from dilqr_rl.ilqr import Iterate, expand, with_curvature
 from dilqr_rl.instance import Instance
@@ -59,10 +60,13 @@ class _FixedPoint(torch.autograd.Function):
             )
         x, u, lower, upper, status, *values = ctx.saved_tensors
         good = ((status == Status.CONVERGED) & _finite(*loss_gradients)).nonzero().squeeze(1)
+        needed = ctx.needs_input_grad[3:]
+        if good.numel() == 0:
+            zeros = (torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True))
+            return None, None, torch.zeros_like(x[:, 0]), *zeros
         point = Point(ctx.instance.with_values(tuple(values)).select(good), *(part[good] for part in (x, u, lower, upper)))
         step = solve_adjoint(point, *(part[good] for part in loss_gradients), exact=ctx.exact)
         dx0 = x.new_zeros(x.shape[0], x.shape[2]).index_put((good,), step.mu[:, 0])
-        needed = ctx.needs_input_grad[3:]
         return None, None, dx0, *_value_gradients(ctx.instance, tuple(values), needed, good, point, step)
 
 
@@ -115,8 +119,8 @@ def solve_adjoint(point: Point, loss_dx: Tensor, loss_du: Tensor, *, exact: bool
     dx, du = linear_rollout(model.F, policy)
     finite = _finite(dx, du)
     dx, du = (torch.where(finite[:, None, None], part, 0.0) for part in (dx, du))
-    g = torch.where(finite[:, None, None], loss.g, 0.0) + _apply(model.H, torch.cat((dx[:, :-1], du), dim=-1))
-    g_T = torch.where(finite[:, None], loss.g_T, 0.0) + _apply(model.H_T, dx[:, -1])
+    g = torch.where(finite[:, None, None], loss.g + product(model.H, torch.cat((dx[:, :-1], du), dim=-1)), 0.0)
+    g_T = torch.where(finite[:, None], loss.g_T + product(model.H_T, dx[:, -1]), 0.0)
     mu = costates(model.F, g, g_T)
     multiplier = control_gradient(model.F, g, mu)
     return AdjointStep(costate, dx, du, mu, torch.where(at_lower, multiplier, 0.0), torch.where(at_upper, multiplier, 0.0))
@@ -148,10 +152,6 @@ def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
     lower, upper = instance.bounds(u.shape[0])
     at_bounds = torch.where(step.dlower != 0, step.dlower * lower, 0.0) + torch.where(step.dupper != 0, step.dupper * upper, 0.0)
     return directional + (step.mu[:, 1:] * f).sum() + last + at_bounds.sum()
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _finite(*parts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _MAX_ITERATIONS = 60
-_STEP_LENGTHS = 12
+_ROUNDING = 64 * torch.finfo(torch.float64).eps  # of a derivative, relative to its terms: below it the sign means nothing
 
 
 class BoxStep(NamedTuple):
@@ -17,7 +17,7 @@ class BoxStep(NamedTuple):
     Attributes:
         k: (B, m), the minimum.
         K: (B, m, n), its feedback -Q^-1 Q_ux on the free components, zero on the others.
-        positive: (B,) bool, whether Q is positive definite on the components that were free.
+        positive: (B,) bool, whether Q is positive definite on the components that were free, so that k is a minimum.
     """
 
     k: Tensor
@@ -28,22 +28,28 @@ class BoxStep(NamedTuple):
 def box_step(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor) -> BoxStep:
     """Solve the program for Q (B, m, m), q (B, m), Q_ux (B, m, n), lower and upper (B, m).
 
-    A component with lower == upper stays there, whatever Q. Where Q is not positive definite, k is the stationary point on the
-    components free at the start, and `positive` says so.
+    A component with lower == upper stays there, whatever Q, and so does one without any curvature (its row of Q is zero), at the clipped
+    origin: it has no minimum, or no effect. Where Q is not positive definite on the components that are free at the clipped origin, or
+    on those free later, k is the stationary point on these, and `positive` says so.
     """
+    flat = (Q == 0).all(-1)
+    origin = torch.clamp(torch.zeros_like(q), lower, upper)
+    lower, upper = torch.where(flat, origin, lower), torch.where(flat, origin, upper)
     if q.shape[-1] == 1:
-        return _one_control(Q, q, Q_ux, lower, upper)
-    k, free = _projected_newton(*(part.detach() for part in (Q, q, lower, upper)))
-    bound = torch.where(k <= lower, lower, upper)
-    return _on_free_components(Q, q, Q_ux, torch.where(free, torch.zeros_like(bound), bound), free)
+        step = _one_control(Q + flat.unsqueeze(-1), q, Q_ux, lower, upper)
+    else:
+        k, free = _find_minimum(*(part.detach() for part in (Q, q, lower, upper)))
+        bound = torch.where(k <= lower, lower, upper)
+        step = _on_free_components(Q, q, Q_ux, torch.where(free, torch.zeros_like(bound), bound), free)
+    return step._replace(positive=step.positive & ~(flat & (q != 0)).any(-1))
 
 
 def _one_control(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor) -> BoxStep:
     unbounded = -q / Q[..., 0]
-    held = ((q >= 0) & (lower >= 0)) | ((q <= 0) & (upper <= 0))  # at a bound that it presses against
+    down, up = (q >= 0) & (lower >= 0), (q <= 0) & (upper <= 0)  # at a bound that it presses against
+    held = down | up
     free = ~held & (lower < unbounded) & (unbounded < upper)
-    k = torch.where(free, unbounded, torch.where(unbounded > lower, upper, lower))
-    k = torch.where(held, torch.clamp(torch.zeros_like(k), lower, upper), k)
+    k = torch.where(free, unbounded, torch.where(down | (~up & (unbounded <= lower)), lower, upper))
     K = torch.where(free.unsqueeze(-1), -Q_ux / Q, torch.zeros_like(Q_ux))
     return BoxStep(k, K, ((Q[..., 0] > 0) | held).squeeze(-1))
 
@@ -51,7 +57,7 @@ def _one_control(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tenso
 def _on_free_components(Q: Tensor, q: Tensor, Q_ux: Tensor, bound: Tensor, free: Tensor) -> BoxStep:
     """k and K with the components that are not free held at `bound`: one linear system for both."""
     masked, positive = _masked(Q, free)
-    right = torch.cat((-(q + (Q @ bound.unsqueeze(-1)).squeeze(-1)).unsqueeze(-1), -Q_ux), dim=-1)
+    right = torch.cat((-(q + product(Q, bound)).unsqueeze(-1), -Q_ux), dim=-1)
     solved = torch.linalg.solve_ex(masked, torch.where(free.unsqueeze(-1), right, torch.zeros_like(right))).result
     return BoxStep(torch.where(free, solved[..., 0], bound), solved[..., 1:], positive)
 
@@ -63,42 +69,55 @@ def _masked(Q: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     return masked, torch.linalg.cholesky_ex(masked.detach()).info == 0
 
 
-def _projected_newton(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum and free set by projected Newton steps (Bertsekas 1982) from the clipped origin; finite for positive definite Q."""
+def _find_minimum(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The minimum and its free set, by Newton steps on the free components, each as far as the first bound in its way.
+
+    The first step, from the clipped origin, is clipped instead: that brings most components to their place at once. Where the minimum
+    over the free components is reached, those that don't press against their bound are freed. Each such minimum lies below the one
+    before it, so none comes twice and the search ends. Where Q is not positive definite it ends at once.
+    """
     k = torch.clamp(torch.zeros_like(q), lower, upper)
-    free = torch.zeros_like(q, dtype=torch.bool)
-    done = torch.zeros_like(q[:, 0], dtype=torch.bool)
+    free = ~_pressing(Q, q, k, lower, upper)
+    direction, running = _newton_direction(Q, q, k, free)
+    k = torch.where(running.unsqueeze(-1), torch.clamp(k + direction, lower, upper), k)
+    free = torch.where(running.unsqueeze(-1), ~_pressing(Q, q, k, lower, upper), free)
     for _ in range(_MAX_ITERATIONS):
-        gradient = q + (Q @ k.unsqueeze(-1)).squeeze(-1)
-        now_free = ~(((k <= lower) & (gradient >= 0)) | ((k >= upper) & (gradient <= 0)))
-        masked, _ = _masked(Q, now_free)
-        right = torch.where(now_free, -gradient, torch.zeros_like(gradient)).unsqueeze(-1)
-        direction = torch.linalg.solve_ex(masked, right).result.squeeze(-1)
-        moved, whole = _projected_search(Q, gradient, k, direction, lower, upper)
-        # A whole step within the bounds solves the program on its free set; the next pass shows whether that set stays.
-        stays = (now_free == free).all(-1) & whole
-        free = torch.where(done.unsqueeze(-1), free, now_free)
-        k = torch.where(done.unsqueeze(-1), k, moved)
-        done = done | stays
-        if done.all():
+        direction, positive = _newton_direction(Q, q, k, free)
+        running = running & positive
+        moved, stopped = _move(k, direction, lower, upper)
+        at_minimum = ~stopped.any(-1, keepdim=True)
+        now_free = torch.where(at_minimum, ~_pressing(Q, q, moved, lower, upper), free & ~stopped)
+        k = torch.where(running.unsqueeze(-1), moved, k)
+        running, before = running & (now_free != free).any(-1), running
+        free = torch.where(before.unsqueeze(-1), now_free, free)
+        if not running.any():
             break
     return k, free
 
 
-def _projected_search(
-    Q: Tensor, gradient: Tensor, k: Tensor, direction: Tensor, lower: Tensor, upper: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The first of k + direction, k + direction/2, ..., clipped, that lowers the program's value enough; and whether it is unclipped.
+def _pressing(Q: Tensor, q: Tensor, k: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """(B, m) bool: the components at a bound that crossing it would not make worse."""
+    gradient = q + product(Q, k)
+    rounding = _ROUNDING * (q.abs() + product(Q.abs(), k.abs()))
+    return ((k <= lower) & (gradient >= -rounding)) | ((k >= upper) & (gradient <= rounding))
 
-    Where none does, k is the minimum already, to rounding.
-    """
-    lengths = 0.5 ** torch.arange(_STEP_LENGTHS, dtype=k.dtype, device=k.device)
-    trials = torch.clamp(k.unsqueeze(1) + lengths[:, None] * direction.unsqueeze(1), lower.unsqueeze(1), upper.unsqueeze(1))
-    change = trials - k.unsqueeze(1)
-    slope = (change * gradient.unsqueeze(1)).sum(-1)
-    accepted = slope + 0.5 * (change * (change @ Q)).sum(-1) <= 0.1 * slope
-    first = accepted.to(torch.uint8).argmax(-1)
-    trial = trials.gather(1, first[:, None, None].expand(-1, 1, k.shape[-1])).squeeze(1)
-    found = accepted.any(-1)
-    unclipped = (first == 0) & (trial == k + direction).all(-1)
-    return torch.where(found.unsqueeze(-1), trial, k), unclipped | ~found
+
+def _newton_direction(Q: Tensor, q: Tensor, k: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """The step to the minimum over the free components, and whether there is one."""
+    masked, positive = _masked(Q, free)
+    right = torch.where(free, -(q + product(Q, k)), 0.0)
+    return torch.linalg.solve_ex(masked, right.unsqueeze(-1)).result.squeeze(-1), positive
+
+
+def _move(k: Tensor, direction: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """k + direction, or as far that way as the first bound, and the components (B, m) that this bound has stopped."""
+    bound = torch.where(direction > 0, upper, lower)
+    room = torch.where(direction == 0, torch.inf, (bound - k) / direction)
+    length = room.amin(-1, keepdim=True).clamp(max=1.0)
+    stopped = room <= length
+    return torch.where(stopped, bound, k + length * direction), stopped
+
+
+def product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """matrix (..., i, j) times vector (..., j), as (..., i)."""
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

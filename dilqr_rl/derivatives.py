@@ -22,7 +22,7 @@ def dynamics_jacobian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
     def column(direction: Tensor) -> Tensor:
         return jvp(lambda z: instance.dynamics(z[..., :n], z[..., n:]), (z,), (direction.expand_as(z),))[1]
 
-    return vmap(column, out_dims=-1)(_directions(z))
+    return vmap(column)(_directions(z)).movedim(0, -1)
 
 
 def stage_gradient(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _hessian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     def column(direction: Tensor) -> Tensor:
         return jvp(grad(function), (z,), (direction.expand_as(z),))[1]
 
-    return vmap(column, out_dims=-1)(_directions(z))
+    return vmap(column)(_directions(z)).movedim(0, -1)
 
 
 def _directions(z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dilqr_rl.box import product
 from dilqr_rl.derivatives import (
     dynamics_hessian,
     dynamics_jacobian,
@@ -152,8 +153,7 @@ def take_step(
     open_loop = u + step_length[:, None, None] * policy.k
     steps = zip(open_loop.unbind(1), policy.K.unbind(1), x.unbind(1)[:-1], *(b.unbind(1) for b in bounds), strict=True)
     for t, (u_t, K, x_t, low, high) in enumerate(steps):
-        feedback = (K @ (states[-1] - x_t).unsqueeze(-1)).squeeze(-1)
-        controls.append(torch.clamp(u_t + feedback, low, high))
+        controls.append(torch.clamp(u_t + product(K, states[-1] - x_t), low, high))
         states.append(instance.step(states[-1], controls[-1], t))
     return torch.stack(states, dim=1), torch.stack(controls, dim=1)
 
@@ -203,7 +203,7 @@ def _find_policy(running: Iterate, model: Quadratic, costate: Tensor) -> tuple[P
     policy = _sweep(running, with_curvature(model, curvature, weight))
     lighter = torch.arange(_WEIGHTS - 1, -1, -1, dtype=weight.dtype, device=weight.device) / _WEIGHTS
     most = max(1, _LARGEST_SWEEP // (_WEIGHTS * curvature[0].numel()))
-    for failed in _positions(~policy.positive).split(most):
+    for failed in filter(len, _positions(~policy.positive).split(most)):
         repeated = failed.repeat_interleave(_WEIGHTS)
         trial = with_curvature(model.select(repeated), curvature[repeated], lighter.repeat(failed.numel()))
         trials = _sweep(running.select(repeated), trial)

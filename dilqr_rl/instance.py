@@ -113,6 +113,11 @@ class Instance:
                 came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
                 takes = ", ".join(str(tuple(point.shape)) for point in points)
                 raise ValueError(f"{role}: expected a result of shape {tuple(expected)} for arguments {takes}, got {came}.")
+            if result.dtype != points[0].dtype:
+                raise ValueError(
+                    f"{role}: expected a result of {points[0].dtype}, in which the solver computes, got {result.dtype}. Leave out "
+                    "conversions such as .float(), or convert back with .to(x.dtype)."
+                )
             return result
 
         if varying[PER_STEP]:
@@ -138,6 +143,8 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
     Raises:
         ValueError: an unknown name, another shape, NaN or infinity, a value that must be positive and isn't, or bounds reversed.
     """
+    if params is not None and not isinstance(params, Mapping):
+        raise ValueError(f"params: expected a mapping from names to tensors, got {type(params).__name__}.")
     named = {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers(remove_duplicate=False))}
     replaced = _checked_params(problem, named, x0.shape[0], params or {})
     positions: dict[int, int] = {}
@@ -167,6 +174,8 @@ def _checked_params(
             raise ValueError(f"params[{name!r}]: the problem has no parameter or buffer of this name; it has {sorted(named)}.")
         own = named[name]
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else own.dtype)
+        if own.is_floating_point() and not value.is_floating_point():
+            value = value.to(own.dtype)
         leads = ((), (batch_size,), (batch_size, problem.horizon))
         accepted = [lead + tuple(own.shape) for lead in leads]
         if tuple(value.shape) not in accepted:
@@ -174,8 +183,11 @@ def _checked_params(
                 f"params[{name!r}]: expected one of the shapes {', '.join(map(str, accepted))} (shared, per problem, per problem and "
                 f"step), got {tuple(value.shape)}."
             )
-        if name.startswith("terminal_cost.") and value.ndim == own.ndim + PER_STEP:
+        names = [other for other, tensor in named.items() if tensor is own]
+        if any(other.startswith("terminal_cost.") for other in names) and value.ndim == own.ndim + PER_STEP:
             raise ValueError(f"params[{name!r}]: the terminal cost has no steps; give one value, or one per problem.")
+        if id(own) in replaced:
+            raise ValueError(f"params[{name!r}]: {names} are one and the same tensor; give it under one of these names.")
         replaced[id(own)] = value
     return replaced
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dilqr_rl.box import box_step
+from dilqr_rl.box import box_step, product
 
 
 class Quadratic(NamedTuple):
@@ -74,16 +74,16 @@ def backward_sweep(model: Quadratic, lower: Tensor, upper: Tensor, regularisatio
     steps = zip(*(part.unbind(1) for part in (model.F, model.H, model.g, lower, upper)), strict=True)
     for F, H, g, low, high in reversed(list(steps)):
         Q = H + F.mT @ V @ F
-        q = g + _product(F.mT, v)
+        q = g + product(F.mT, v)
         Q_uu, Q_ux = Q[:, n:, n:], Q[:, n:, :n]
         step = box_step(Q_uu + damping, q[:, n:], Q_ux, low, high)
         k, K = step.k, step.K
-        Q_uu_k = _product(Q_uu, k)
+        Q_uu_k = product(Q_uu, k)
         slope = slope + (k * q[:, n:]).sum(-1)
         curvature = curvature + (k * Q_uu_k).sum(-1)
         V = Q[:, :n, :n] + K.mT @ Q_uu @ K + K.mT @ Q_ux + Q_ux.mT @ K
         V = 0.5 * (V + V.mT)
-        v = q[:, :n] + _product(K.mT, Q_uu_k + q[:, n:]) + _product(Q_ux.mT, k)
+        v = q[:, :n] + product(K.mT, Q_uu_k + q[:, n:]) + product(Q_ux.mT, k)
         positive = positive & step.positive
         k_reversed.append(k)
         K_reversed.append(K)
@@ -96,8 +96,8 @@ def linear_rollout(F: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     dx = [F.new_zeros(F.shape[0], F.shape[2])]
     du = []
     for F_t, k, K in zip(F.unbind(1), policy.k.unbind(1), policy.K.unbind(1), strict=True):
-        du.append(k + _product(K, dx[-1]))
-        dx.append(_product(F_t, torch.cat((dx[-1], du[-1]), dim=-1)))
+        du.append(k + product(K, dx[-1]))
+        dx.append(product(F_t, torch.cat((dx[-1], du[-1]), dim=-1)))
     return torch.stack(dx, dim=1), torch.stack(du, dim=1)
 
 
@@ -106,15 +106,11 @@ def costates(F: Tensor, g: Tensor, g_T: Tensor) -> Tensor:
     n = g_T.shape[-1]
     reversed_costates = [g_T]
     for F_t, g_t in zip(reversed(F.unbind(1)), reversed(g.unbind(1)), strict=True):
-        reversed_costates.append(g_t[:, :n] + _product(F_t[:, :, :n].mT, reversed_costates[-1]))
+        reversed_costates.append(g_t[:, :n] + product(F_t[:, :, :n].mT, reversed_costates[-1]))
     return torch.stack(reversed_costates[::-1], dim=1)
 
 
 def control_gradient(F: Tensor, g: Tensor, costate: Tensor) -> Tensor:
     """Gradient of the total cost with respect to the controls, g_u + F_u^T lambda_{t+1}, as (B, T, m)."""
     n = costate.shape[-1]
-    return g[..., n:] + _product(F[..., n:].mT, costate[:, 1:])
-
-
-def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+    return g[..., n:] + product(F[..., n:].mT, costate[:, 1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 __all__ = ["ILQROptions"]
@@ -46,9 +47,10 @@ class ILQROptions:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
         for name in ("tolerance", "regularisation_min", "regularisation_max", "regularisation_factor"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}.")
-        if not 0 < self.sufficient_decrease < 0.5:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value!r}.")
+        if not isinstance(self.sufficient_decrease, Real) or not 0 < self.sufficient_decrease < 0.5:
             raise ValueError(f"sufficient_decrease: expected a number between 0 and 0.5, got {self.sufficient_decrease!r}.")
         if not self.regularisation_factor > 1:
             raise ValueError(f"regularisation_factor: expected a number above 1, got {self.regularisation_factor!r}.")

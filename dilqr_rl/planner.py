@@ -14,7 +14,7 @@ from dilqr_rl.ilqr import Decision, Iterate, solve
 from dilqr_rl.instance import Instance, bind
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import Solution
+from dilqr_rl.solution import Solution, Status
 from dilqr_rl.unroll import replay
 
 __all__ = ["ILQR"]
@@ -92,11 +92,12 @@ class ILQR(nn.Module):
         solved = replace(solve(instance, x0, u_init, self.options, decisions), instance=instance)
         if not differentiable:
             return _solution(solved, solved.x, solved.u, solved.cost)
-        if decisions is not None:
-            x, u = replay(solved, decisions, x0, u_init)
-        else:
+        passes = solved.status == Status.CONVERGED if decisions is None else solved.status != Status.NONFINITE
+        if decisions is None or not passes.any():
             x, u = attach(solved, x0, exact=self.gradient == "implicit")
-        return _solution(solved, x, u, instance.total_cost(x, u))
+        else:
+            x, u = replay(solved, decisions, x0, u_init)
+        return _solution(solved, x, u, _cost(solved, x, u, passes))
 
     def _start_states(self, x0: Tensor) -> Tensor:
         n = self.problem.state_size
@@ -115,6 +116,15 @@ class ILQR(nn.Module):
             came = tuple(u_init.shape) if isinstance(u_init, Tensor) else type(u_init).__name__
             raise ValueError(f"u_init: expected a tensor of shape {shape} or {shape[1:]}, got {came}.")
         return _finite("u_init", u_init).to(x0.device, torch.float64).expand(shape)
+
+
+def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
+    """The cost (B,) as a function of x, u and the values; of problems outside `passes` (B,) as a number, whose gradient is zero."""
+    index = passes.nonzero().squeeze(1)
+    number = solved.cost + 0.0 * u.flatten(1).sum(1)  # a zero gradient, not none
+    if index.numel() == 0:
+        return number
+    return number.index_put((index,), solved.instance.select(index).total_cost(x[index], u[index]))
 
 
 def _solution(solved: Iterate, x: Tensor, u: Tensor, cost: Tensor) -> Solution:

@@ -60,8 +60,9 @@ class ControlProblem(nn.Module):
         if isinstance(bound, nn.Parameter):
             self.register_parameter(name, bound)
         else:
-            value = torch.as_tensor(default if bound is None else bound)
-            value = value.detach() if value.is_floating_point() and isinstance(bound, Tensor) else value.to(torch.float64)
+            number = default if bound is None else bound
+            value = number.detach() if isinstance(number, Tensor) else torch.as_tensor(number, dtype=torch.float64)
+            value = value if value.is_floating_point() else value.to(torch.float64)
             self.register_buffer(name, value.expand(self.control_size).clone() if value.ndim == 0 else value.clone())
         shape = tuple(getattr(self, name).shape)
         if shape not in ((), (self.control_size,)):

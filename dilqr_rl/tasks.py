@@ -7,15 +7,15 @@ plans with it. Neither imports the other.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from dilqr_rl.problem import ControlProblem
 
-__all__ = ["ControlTask", "find_task", "register_task"]
+__all__ = ["ControlTask", "find_task", "known_ids", "register_task"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ControlTask:
     """A model of an environment, in the units of the model.
 
     Attributes:
-        name: the environment's id.
+        name: the environment's Gymnasium id.
         dynamics: (x, u) -> next x, one environment step.
         stage_cost: (x, u) -> cost of one step.
         observation_to_state: observations (..., k) -> states (..., n).
@@ -33,6 +33,7 @@ class ControlTask:
         u_min, u_max: bounds of the control, in its own units (N, N m).
         control_per_action: control = control_per_action * action.
         terminal_cost: x -> cost of the last state, if any.
+        env_kwargs: what the environment was made with; `find_task` fills it in.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ControlTask:
     u_max: float
     control_per_action: float = 1.0
     terminal_cost: nn.Module | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def problem(self, horizon: int | None = None) -> ControlProblem:
         """The control problem that plans `horizon` steps of this task (its own default if None)."""
@@ -61,6 +63,7 @@ class ControlTask:
         )
 
 
+_OWN_IDS = ("dilqr_rl/CartPole-v0", "dilqr_rl/Pendulum-v0")
 # Environments that are not ours, by id: "module:function", imported on first use; the function takes the environment.
 _registered: dict[str, str | Callable[[Any], ControlTask]] = {"Pendulum-v1": "dilqr_rl.envs.pendulum:pendulum_v1_task"}
 
@@ -90,16 +93,29 @@ def find_task(env: Any) -> ControlTask:
         ValueError: neither is the case.
     """
     base = env.unwrapped
+    spec = getattr(base, "spec", None)
+    entry = _registered.get(spec.id) if spec is not None else None
     if hasattr(base, "control_task"):
-        return base.control_task()
-    env_id = getattr(getattr(base, "spec", None), "id", None)
-    entry = _registered.get(env_id) if env_id is not None else None
-    if entry is None:
+        task = base.control_task()
+    elif entry is not None:
+        task = _load(entry)(base)
+    else:
         raise ValueError(
-            f"env: no model is known for {env_id or type(base).__name__!r}; known ids: {sorted(_registered)} and every environment of "
-            "dilqr_rl.envs. Give yours a method control_task(), or call dilqr_rl.register_task(env_id, function)."
+            f"env: no model is known for {spec.id if spec else type(base).__name__!r}; known ids: {known_ids()}. Give the environment a "
+            "method control_task(), or call dilqr_rl.register_task(env_id, function)."
         )
-    if isinstance(entry, str):
-        module, _, function = entry.partition(":")
-        entry = getattr(importlib.import_module(module), function)
-    return entry(base)
+    kwargs = {key: value for key, value in (spec.kwargs if spec is not None else {}).items() if key != "render_mode"}
+    return replace(task, env_kwargs=kwargs)
+
+
+def known_ids() -> list[str]:
+    """Ids of the environments of dilqr_rl.envs, and of those registered here."""
+    return sorted((*_OWN_IDS, *_registered))
+
+
+def _load(entry: str | Callable[[Any], ControlTask]) -> Callable[[Any], ControlTask]:
+    if not isinstance(entry, str):
+        return entry
+    module, _, function = entry.partition(":")
+    found: Callable[[Any], ControlTask] = getattr(importlib.import_module(module), function)
+    return found

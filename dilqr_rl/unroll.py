@@ -27,7 +27,8 @@ def replay(solved: Iterate, decisions: list[Decision], x0: Tensor, u_init: Tenso
         u_init: (B, T, m).
 
     Returns:
-        States (B, T+1, n) and controls (B, T, m). Problems that ended NONFINITE are left out of the graph: their gradient is zero.
+        States (B, T+1, n) and controls (B, T, m): the solver's numbers, with the gradient of the steps. Problems that ended NONFINITE
+        are left out of the graph: their gradient is zero.
     """
     B = x0.shape[0]
     lower, upper = solved.instance.bounds(B)
@@ -48,6 +49,7 @@ def replay(solved: Iterate, decisions: list[Decision], x0: Tensor, u_init: Tenso
             solved.instance.select(where), (lower[where], upper[where]), x[at], u[at], (weight[taken], regularisation[taken], length[taken])
         )
         x, u = x.index_put((at,), moved[0]), u.index_put((at,), moved[1])
+    x, u = (value[alive] + (part - part.detach()) for value, part in ((solved.x, x), (solved.u, u)))
     return solved.x.index_put((alive,), x), solved.u.index_put((alive,), u)
 
 

@@ -1,0 +1,107 @@
+"""Checkpoints: safetensors with the settings as JSON inside. Numbers and names only; reading one never executes what it holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from stable_baselines3.common.utils import get_device
+
+from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.files import write_whole
+from dilqr_rl.options import ILQROptions
+from dilqr_rl.tasks import known_ids
+
+if TYPE_CHECKING:
+    from dilqr_rl.agents.policy import MPCPolicy
+
+__all__ = ["CheckpointError", "load_policy", "save_policy"]
+
+_FORMAT, _VERSION = "dilqr_rl MPCPolicy", "1"
+_PLAIN = ("net_arch", "log_std_init", "ortho_init", "optimizer_kwargs", "normalize_images")
+_CODE = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "optimizer_class")
+
+Policy = TypeVar("Policy", bound="MPCPolicy")
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint of this library's, is damaged, or comes from another version."""
+
+
+def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None:
+    """Write a policy; see `MPCPolicy.save`."""
+    if policy.task.name not in known_ids():
+        raise ValueError(
+            f"policy: its task {policy.task.name!r} couldn't be found again when the checkpoint is read; known ids: {known_ids()}. "
+            "Call dilqr_rl.register_task first, and again before loading."
+        )
+    arguments = policy.constructor_arguments()
+    defaults = type(policy)(policy.observation_space, policy.action_space, lambda _: 0.0, task=policy.task).constructor_arguments()
+    changed = [name for name in _CODE if arguments[name] != defaults[name]]
+    if changed:
+        raise ValueError(
+            f"policy: {changed} can't be kept in a checkpoint, which holds numbers and names only. Use the default, or save the whole "
+            "model with Stable-Baselines3's own model.save, which pickles it."
+        )
+    config = {
+        "env_id": policy.task.name,
+        "env_kwargs": dict(policy.task.env_kwargs),
+        "settings": {**policy.settings, "options": asdict(policy.settings["options"])},
+        "network": {name: arguments[name] for name in _PLAIN},
+    }
+    metadata = {"format": _FORMAT, "version": _VERSION, "config": json.dumps(config)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    write_whole(path, lambda file: save_file(tensors, file, metadata), overwrite=overwrite)
+
+
+def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str) -> Policy:
+    """Read a policy; see `MPCPolicy.load`."""
+    config, tensors = _read(Path(path))
+    try:
+        settings = dict(config["settings"])
+        settings["options"] = ILQROptions(**settings["options"])
+        env_id, env_kwargs, network = config["env_id"], config["env_kwargs"], config["network"]
+        if env_id not in known_ids():
+            raise ValueError(f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first")
+        env = make_env(env_id, env_kwargs)
+        try:
+            policy = policy_class.for_env(env, **settings, **network)
+        finally:
+            env.close()
+        policy.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
+    return policy.to(get_device(device))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file as MPCPolicy.save writes it, got something else ({error}). Pickles are never read."
+        ) from error
+    if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
+        came = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
+        raise CheckpointError(
+            f"{path}: expected format {_FORMAT!r}, version {_VERSION!r}, got {came}. Use the version of dilqr_rl that wrote it."
+        )
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() and not name.endswith(("u_min", "u_max"))]
+    if broken:
+        raise CheckpointError(f"{path}: {broken} hold NaN or infinity.")
+    try:
+        config = json.loads(metadata["config"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its settings can't be read: {error!r}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected its settings to be an object, got {type(config).__name__}.")
+    return config, tensors

@@ -1,0 +1,23 @@
+"""Environments by id, ours included: `dilqr_rl.envs` is imported by Gymnasium, not by the agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+__all__ = ["make_env"]
+
+
+def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env[Any, Any]:
+    """`gymnasium.make`, which also knows the ids of dilqr_rl.envs before anybody has imported them.
+
+    Raises:
+        ValueError: there is no environment of this id, or it refuses its arguments.
+    """
+    full = f"dilqr_rl.envs:{env_id}" if env_id.startswith("dilqr_rl/") else env_id
+    try:
+        return gym.make(full, **dict(env_kwargs or {}), **more)
+    except (gym.error.Error, TypeError) as error:
+        raise ValueError(f"env: {env_id!r} can't be made with {dict(env_kwargs or {})}: {error}") from error

@@ -1,0 +1,110 @@
+"""Which parts of a control problem are learnt, and how: positive where they must be, in steps relative to where they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dilqr_rl.problem import ControlProblem
+
+__all__ = ["LEARNABLE", "make_learnable", "parameter_values", "set_physics"]
+
+LEARNABLE = {"physics": "dynamics.", "weights": "stage_cost.weights", "goal": "stage_cost.goal", "terminal": "terminal_cost."}
+
+
+class Positive(nn.Module):
+    """value = exp(raw): above zero whatever an optimiser does, and a step of raw is a relative step of the value."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The value of a raw tensor of any shape."""
+        return raw.exp()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The raw tensor of a value above zero."""
+        return value.log()
+
+
+class Scaled(nn.Module):
+    """value = scale * raw, so that a step of raw is relative to the size of the value it started from."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.where(scale == 0, 1.0, scale.abs()))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The value of a raw tensor."""
+        return self.scale * raw
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The raw tensor of a value."""
+        return value / self.scale
+
+
+def set_physics(dynamics: nn.Module, physics: Mapping[str, float]) -> None:
+    """Overwrite parameters of a dynamics module by name.
+
+    Raises:
+        ValueError: an unknown name, or a value that must be positive and isn't.
+    """
+    named = dict(dynamics.named_parameters())
+    for name, value in physics.items():
+        if name not in named:
+            raise ValueError(f"physics: {name!r} is no parameter of this model; it has {sorted(named)}.")
+        if not torch.isfinite(torch.as_tensor(value)) or (name in getattr(dynamics, "positive", ()) and not value > 0):
+            expected = "a number above 0" if name in getattr(dynamics, "positive", ()) else "a finite number"
+            raise ValueError(f"physics: expected {expected} for {name!r}, got {value!r}.")
+        with torch.no_grad():
+            named[name].fill_(value)
+
+
+def make_learnable(problem: ControlProblem, learn: Sequence[str]) -> None:
+    """Freeze a problem but for what is to be learnt.
+
+    Args:
+        problem: changed in place.
+        learn: keys of `LEARNABLE`, or parameters by their qualified name, such as "dynamics.mass".
+
+    Raises:
+        ValueError: a name that the problem doesn't have, or a cost weight of zero among those to be learnt (it could never move).
+    """
+    named = dict(problem.named_parameters())
+    prefixes = [LEARNABLE.get(name, name) for name in learn]
+    for name, prefix in zip(learn, prefixes, strict=True):
+        if not any(_matches(own, prefix) for own in named):
+            raise ValueError(f"learn: the problem has nothing called {name!r}; it has {[*LEARNABLE, *named]}.")
+    for name, parameter in named.items():
+        parameter.requires_grad_(any(_matches(name, prefix) for prefix in prefixes))
+    for name, parameter in named.items():
+        if parameter.requires_grad:
+            _reparametrise(problem, name, parameter)
+
+
+def parameter_values(problem: ControlProblem) -> dict[str, Tensor]:
+    """The values of the problem's parameters by name, as a person thinks of them: mass, not its logarithm."""
+    values = {}
+    for prefix, module in problem.named_modules():
+        if ".parametrizations" in f".{prefix}":
+            continue
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        if parametrize.is_parametrized(module):
+            names += list(module.parametrizations)  # type: ignore[arg-type]
+        values.update({f"{prefix}.{name}" if prefix else name: getattr(module, name).detach() for name in names})
+    return values
+
+
+def _matches(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) if prefix.endswith(".") else name == prefix
+
+
+def _reparametrise(problem: ControlProblem, name: str, parameter: Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = problem.get_submodule(owner_name)
+    if leaf in getattr(owner, "positive", ()) or name == LEARNABLE["weights"]:
+        if not (parameter > 0).all():
+            raise ValueError(f"learn: {name} is kept positive while it is learnt, so it can't start at {parameter.min().item():g}.")
+        parametrize.register_parametrization(owner, leaf, Positive())
+    elif owner is problem.dynamics and parameter.ndim == 0:
+        parametrize.register_parametrization(owner, leaf, Scaled(parameter.detach()))

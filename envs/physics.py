@@ -1,0 +1,98 @@
+"""What the dynamics modules share: learnable physics, checked at the door, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from dilqr_rl.envs.checks import check_number
+
+__all__ = ["SystemDynamics"]
+
+
+class SystemDynamics(nn.Module):
+    """One time step of a mechanical system, (x, u) -> next x, whose physics are learnable parameters.
+
+    A subclass takes its physics as the positional arguments of its constructor, and its settings (which nobody learns) as the
+    keyword-only ones. Physics are 0-d float64 parameters: 9.8 means 9.8, and float32 states still give float32 states.
+
+    Attributes:
+        state_size: n.
+        control_size: m.
+        cosines: the place in the state of the cosine of each angle; its sine follows it.
+        positive: names of the parameters that must be above 0. A planner checks them whenever it is called.
+        time_step: seconds.
+    """
+
+    state_size: ClassVar[int]
+    control_size: ClassVar[int]
+    cosines: ClassVar[tuple[int, ...]] = ()
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, physics: Mapping[str, float], time_step: float) -> None:
+        """Keep the physics as parameters.
+
+        Args:
+            physics: each name with its number, which must be finite, and above 0 if `positive` lists it.
+            time_step: seconds, above 0.
+
+        Raises:
+            ValueError: an impossible value.
+        """
+        super().__init__()
+        for name, value in physics.items():
+            number = check_number(name, value, above=0.0 if name in self.positive else None)
+            setattr(self, name, nn.Parameter(torch.tensor(number, dtype=torch.float64)))
+        self.time_step = check_number("time_step", time_step, above=0.0)
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        """The state (..., n) one time step after x (..., n) under the control u (..., m)."""
+        raise NotImplementedError
+
+    @property
+    def physics(self) -> dict[str, float]:
+        """The physics as they stand now, by name."""
+        return {name: parameter.item() for name, parameter in self.named_parameters(recurse=False)}
+
+    @classmethod
+    def physics_names(cls) -> tuple[str, ...]:
+        """The names of this system's physics."""
+        arguments = inspect.signature(cls).parameters.values()
+        return tuple(argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD)
+
+    @classmethod
+    def check_physics(cls, physics: Any) -> dict[str, Any]:
+        """A copy of a mapping (or of None, as an empty one) whose keys are all names of this system's physics.
+
+        Raises:
+            ValueError: no mapping, or an unknown name.
+        """
+        accepted = cls.physics_names()
+        if physics is not None and not isinstance(physics, Mapping):
+            raise ValueError(f'physics: expected a dict of numbers, such as {{"{accepted[0]}": 2.0}}, got {physics!r}.')
+        unknown = [name for name in physics or () if name not in accepted]
+        if unknown:
+            raise ValueError(f"physics: expected names among {list(accepted)}, got {unknown}. Remove or correct the latter.")
+        return dict(physics or {})
+
+    @classmethod
+    def from_physics(cls, physics: Mapping[str, float] | None = None, **settings: Any) -> Self:
+        """Build the dynamics from names and numbers; what the mapping leaves out keeps its default.
+
+        Args:
+            physics: some or all of `physics_names()`, each with its number.
+            settings: the keyword-only arguments of the constructor.
+
+        Raises:
+            ValueError: no mapping, an unknown name or an impossible value.
+        """
+        return cls(**cls.check_physics(physics), **settings)
+
+    def extra_repr(self) -> str:
+        """The physics and the time step, for print."""
+        numbers = ", ".join(f"{name}={value:g}" for name, value in self.physics.items())
+        return f"{numbers}, time_step={self.time_step:g}"

@@ -1,0 +1,355 @@
+"""The gradients: against central differences, against each other, and against the dense fixed-point system of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import (
+    CARTPOLE,
+    CASES,
+    CLOSED_ANSWERS,
+    FLOAT,
+    LINEAR,
+    NETWORK_COST,
+    NETWORK_DYNAMICS,
+    PENDULUM,
+    QUADROTOR,
+    Case,
+    cartpole,
+    closed_example,
+    linear,
+    linear_starts,
+    normal,
+    pendulum,
+    published_cartpole_starts,
+    published_pendulum_starts,
+    quadrotor,
+    quadrotor_starts,
+)
+from torch import Tensor
+
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
+from dilqr_rl.instance import bind
+from dilqr_rl.unroll import _step
+
+# A difference over 2h = 2e-5 turns an error of the solution into one of the gradient 5e4 times as large.
+TIGHT = ILQROptions(max_iterations=300, tolerance=1e-13)
+
+
+def value_of(problem: ControlProblem, name: str) -> Tensor:
+    return {**dict(problem.named_parameters()), **dict(problem.named_buffers())}[name].detach()
+
+
+def loss_of(solution: Solution) -> Tensor:
+    """One random direction through all states and controls, for each problem."""
+    _, T, m = solution.controls.shape
+    states, controls = normal(T + 1, solution.states.shape[-1], seed=11), normal(T, m, seed=12)
+    return (solution.states * states).sum((1, 2)) + (solution.controls * controls).sum((1, 2))
+
+
+def per_problem(problem: ControlProblem, names: tuple[str, ...], size: int) -> dict[str, Tensor]:
+    """Values of its own for each problem, so that one backward pass gives each problem's gradient."""
+    return {name: value_of(problem, name).expand(size, *value_of(problem, name).shape).clone() for name in names}
+
+
+def gradients(
+    problem: ControlProblem,
+    names: tuple[str, ...],
+    x0: Tensor,
+    gradient: str = "implicit",
+    loss: Callable[[Solution], Tensor] = loss_of,
+    u_init: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """dloss/dtheta and dloss/dx0 of every problem, each as (B, size)."""
+    leaves = {**per_problem(problem, names, x0.shape[0]), "x0": x0.clone()}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    params = {name: leaf for name, leaf in leaves.items() if name != "x0"}
+    solution = ILQR(problem, TIGHT, gradient=gradient)(leaves["x0"], params=params, u_init=u_init)  # type: ignore[arg-type]
+    assert solution.converged.all(), solution.describe()
+    found = torch.autograd.grad(loss(solution).sum(), list(leaves.values()))
+    return {name: part.reshape(x0.shape[0], -1) for name, part in zip(leaves, found, strict=True)}
+
+
+def differences(
+    problem: ControlProblem,
+    names: tuple[str, ...],
+    x0: Tensor,
+    u: Tensor,
+    loss: Callable[[Solution], Tensor] = loss_of,
+) -> dict[str, Tensor]:
+    """The same by central differences, re-solved from the solution's controls u; all of them are one batch."""
+    B = x0.shape[0]
+    leaves = {**per_problem(problem, names, B), "x0": x0}
+    rows: dict[str, list[Tensor]] = {name: [] for name in leaves}
+    steps: list[Tensor] = []
+    for moved, value in leaves.items():
+        for place in range(value[0].numel()):
+            size = value.reshape(B, -1)[:, place].abs()
+            steps.append(1e-5 * torch.where((size == 0) | (moved == "x0"), 1.0, size))
+            for sign in (1.0, -1.0):
+                for name, leaf in leaves.items():
+                    row = leaf.clone()
+                    if name == moved:
+                        row.view(B, -1)[:, place] += sign * steps[-1]
+                    rows[name].append(row)
+    stacked = {name: torch.cat(parts) for name, parts in rows.items()}
+    with torch.no_grad():
+        solution = ILQR(problem, TIGHT)(stacked.pop("x0"), params=stacked, u_init=u.repeat(2 * len(steps), 1, 1))
+    assert solution.converged.all(), solution.describe()
+    values = loss(solution).view(len(steps), 2, B)
+    quotients = ((values[:, 0] - values[:, 1]) / (2 * torch.stack(steps))).T
+    sizes = [leaf[0].numel() for leaf in leaves.values()]
+    return dict(zip(leaves, quotients.split(sizes, dim=1), strict=True))
+
+
+def relative_errors(case: Case, found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By group, (B,). Where a derivative is zero or nearly (a bound that holds nothing), the error is that over 1e-3."""
+    errors = {}
+    for group, names in {**case.groups, "x0": ("x0",)}.items():
+        one, other = (torch.cat([part[name] for name in names], dim=1) for part in (found, expected))
+        errors[group] = (one - other).norm(dim=1) / other.norm(dim=1).clamp(min=1e-3)
+    return errors
+
+
+def names_of(case: Case) -> tuple[str, ...]:
+    return tuple(name for names in case.groups.values() for name in names)
+
+
+def solve(problem: ControlProblem, x0: Tensor) -> Tensor:
+    with torch.no_grad():
+        return ILQR(problem, TIGHT)(x0).controls
+
+
+def report(title: str, errors: dict[str, Tensor]) -> None:
+    print(title, *(f"{group} {error.median():.1e} (most {error.max():.1e})" for group, error in errors.items()), sep="; ")
+
+
+@pytest.mark.parametrize(
+    ("case", "size", "horizon"),
+    [(PENDULUM, 20, 20), (CARTPOLE, 20, 20), (QUADROTOR, 10, 20), (NETWORK_DYNAMICS, 5, 8), (NETWORK_COST, 5, 8), (LINEAR, 5, 8)],
+    ids=str,
+)
+def test_implicit_equals_central_differences(case: Case, size: int, horizon: int) -> None:
+    problem, x0 = case.build(horizon), case.starts(size, 0)
+    u = solve(problem, x0)
+    expected = differences(problem, names_of(case), x0, u)
+    errors = relative_errors(case, gradients(problem, names_of(case), x0, u_init=u), expected)
+    report(f"{case}, implicit", errors)
+    report(f"{case}, diffmpc", relative_errors(case, gradients(problem, names_of(case), x0, "diffmpc", u_init=u), expected))
+    for group, error in errors.items():
+        assert error.max() < 1e-6, group  # the issue's bound; differences themselves err 1e-7 at most
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_implicit_equals_unroll_at_convergence(case: Case) -> None:
+    problem, x0 = case.build(8), case.starts(6, 5)
+    found, unrolled = (gradients(problem, names_of(case), x0, gradient) for gradient in ("implicit", "unroll"))
+    for group, error in relative_errors(case, found, unrolled).items():
+        assert error.max() < 1e-8, group  # of the tolerance 1e-13, and of the unrolled gradient's lag behind the solution
+
+
+@pytest.mark.parametrize(("theta", "_", "expected"), CLOSED_ANSWERS)
+@pytest.mark.parametrize("gradient", ["implicit", "diffmpc", "unroll"])
+def test_the_closed_example(theta: float, _: float, expected: float, gradient: str) -> None:
+    problem = closed_example(theta)
+    solution = ILQR(problem, TIGHT, gradient=gradient)(torch.ones(2, dtype=FLOAT))  # type: ignore[arg-type]
+    solution.controls.sum().backward()
+    assert problem.terminal_cost is not None
+    assert problem.terminal_cost.theta.grad.item() == pytest.approx(expected, abs=1e-6)  # six digits are published
+
+
+@pytest.mark.parametrize("case", [PENDULUM, CARTPOLE, QUADROTOR, NETWORK_COST, LINEAR], ids=str)
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_dense_fixed_point_system_has_the_same_solution(case: Case, weight: float) -> None:
+    """[DiLQR] eq. 10: with G one iteration, dtau/dtheta = (I - dG/dtau)^-1 dG/dtheta, partial derivatives at fixed trajectory tau.
+
+    The weight of the dynamics' curvature makes G an iteration of iLQR (0), of Newton's method (1) or of neither: their fixed point
+    and its derivative are the same.
+    """
+    T, names, problem = 4, names_of(case), case.build(4)
+    n, m = problem.state_size, problem.control_size
+    x0 = start_with_some_controls_at_bounds(case, problem)
+    solution = ILQR(problem, TIGHT)(x0)
+    tau = torch.cat((solution.states[:, 1:].flatten(), solution.controls.flatten())).detach()
+    theta = per_problem(problem, names, 1)
+    one = torch.ones(1, dtype=FLOAT)
+
+    def iteration(tau: Tensor, x0: Tensor, *values: Tensor) -> Tensor:
+        instance = bind(problem, x0, dict(zip(names, values, strict=True)))
+        x = torch.cat((x0[:, None], tau[: T * n].view(1, T, n)), dim=1)
+        u = tau[T * n :].view(1, T, m)
+        x, u = _step(instance, instance.bounds(1), x, u, (weight * one, 0.0 * one, one))
+        return torch.cat((x[:, 1:].flatten(), u.flatten()))
+
+    arguments = (tau, x0, *theta.values())
+    jacobians = torch.autograd.functional.jacobian(iteration, arguments)
+    system = torch.eye(tau.numel(), dtype=FLOAT) - jacobians[0]
+    if weight == 0.0 and case is not LINEAR:
+        assert (jacobians[0].abs() > 1e-3).any()  # else there would be nothing to invert
+    direction = loss_direction(solution)
+    adjoint = torch.linalg.solve(system.T, direction)
+    found = gradients(problem, names, x0)
+    for name, jacobian in zip(("x0", *names), jacobians[1:], strict=True):
+        expected = adjoint @ jacobian.reshape(tau.numel(), -1)
+        if name == "x0":
+            expected = expected + normal(T + 1, n, seed=11)[0]  # x_0 stands in the loss itself
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(found[name][0], expected, rtol=0.0, atol=1e-9 * scale, msg=name)  # tolerance 1e-13, condition 1e3
+
+
+def start_with_some_controls_at_bounds(case: Case, problem: ControlProblem) -> Tensor:
+    x0 = case.starts(30, 2)
+    u = solve(problem, x0)
+    share = ((u <= problem.u_min) | (u >= problem.u_max)).double().mean((1, 2))
+    return x0[(share - 0.25).abs().argmin()].unsqueeze(0)
+
+
+def loss_direction(solution: Solution) -> Tensor:
+    """dloss/d(x_1..T, u), flat."""
+    states, controls = solution.states.detach().requires_grad_(), solution.controls.detach().requires_grad_()
+    loss = loss_of(Solution(**{**vars(solution), "states": states, "controls": controls})).sum()
+    dx, du = torch.autograd.grad(loss, (states, controls))
+    return torch.cat((dx[:, 1:].flatten(), du.flatten()))
+
+
+def test_diffmpc_is_exact_for_linear_dynamics_and_wrong_for_others() -> None:
+    def error(case: Case) -> Tensor:
+        problem, x0 = case.build(10), case.starts(10, 0)
+        exact, approximate = (gradients(problem, names_of(case), x0, gradient) for gradient in ("implicit", "diffmpc"))
+        return torch.stack(list(relative_errors(case, approximate, exact).values()))
+
+    assert error(LINEAR).max() < 1e-10
+    assert error(CARTPOLE).max() > 0.01  # EXPERIMENTS.md: 2.5 to 19 %
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "unroll"])
+def test_gradcheck(gradient: str) -> None:
+    problem = quadrotor(2)
+    planner = ILQR(problem, TIGHT, gradient=gradient)  # type: ignore[arg-type]
+    names = ("dynamics.mass", "terminal_cost.goal", "u_max")
+
+    def solution(x0: Tensor, *values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        result = planner(x0, params=dict(zip(names, values, strict=True)))
+        return result.states, result.controls, result.cost
+
+    leaves = (quadrotor_starts(1, 1), *(value_of(problem, name).clone() for name in names))
+    leaves = tuple(leaf.requires_grad_() for leaf in leaves)
+    assert torch.autograd.gradcheck(solution, leaves, atol=1e-5, rtol=1e-4, fast_mode=gradient == "unroll")
+
+
+@pytest.mark.parametrize("case", [PENDULUM, QUADROTOR], ids=str)
+def test_a_control_at_its_bound_passes_its_gradient_to_the_bound_alone(case: Case) -> None:
+    problem, x0 = case.build(8), case.starts(6, 0)
+    bounds = per_problem(problem, ("u_min", "u_max"), 6)
+    for bound in bounds.values():
+        bound.requires_grad_()
+    solution = ILQR(problem, TIGHT)(x0, params=bounds)
+    at_lower, at_upper = solution.controls <= problem.u_min, solution.controls >= problem.u_max
+    assert (at_lower | at_upper).any()
+    held = solution.controls * (at_lower | at_upper)
+    physics = [parameter for name, parameter in problem.named_parameters() if "goal" not in name]
+    du_dbounds = torch.autograd.grad(held.sum(), list(bounds.values()), retain_graph=True)
+    torch.testing.assert_close(du_dbounds[0], at_lower.sum(1).double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(du_dbounds[1], at_upper.sum(1).double(), rtol=1e-12, atol=1e-12)
+    for derivative in torch.autograd.grad(held.sum(), physics, allow_unused=True):
+        assert derivative is None or derivative.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "unroll"])
+def test_the_cost_has_the_gradient_of_the_envelope_theorem(gradient: str) -> None:
+    """At a solution the cost's derivative is the partial one, at fixed controls."""
+    case, size = QUADROTOR, 5
+    problem, x0 = case.build(8), case.starts(size, 0)
+    u = solve(problem, x0)
+    found = gradients(problem, names_of(case), x0, gradient, loss=lambda solution: solution.cost)
+    expected = differences(problem, names_of(case), x0, u, loss=lambda solution: solution.cost)
+    for group, error in relative_errors(case, found, expected).items():
+        assert error.max() < 1e-6, group  # of the differences
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "diffmpc"])
+def test_second_derivatives_are_refused(gradient: str) -> None:
+    problem = pendulum(5)
+    solution = ILQR(problem, gradient=gradient)(published_pendulum_starts(2))  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match=r'^second derivatives \(create_graph=True\) are not available .* use gradient="unroll"'):
+        torch.autograd.grad(solution.controls.sum(), problem.dynamics.mass, create_graph=True)
+
+
+def test_unroll_has_second_derivatives() -> None:
+    mass = torch.tensor([1.0, 1.1], dtype=FLOAT, requires_grad=True)
+    x0 = 0.1 * published_pendulum_starts(2) + torch.tensor([0.9, 0.0, 0.0], dtype=FLOAT)  # near upright: no bound is reached
+
+    def first(mass: Tensor) -> Tensor:
+        solution = ILQR(pendulum(5), TIGHT, gradient="unroll")(x0, params={"dynamics.mass": mass})
+        (derivative,) = torch.autograd.grad(solution.controls.square().sum(), mass, create_graph=True)
+        return derivative
+
+    (second,) = torch.autograd.grad(first(mass).sum(), mass)
+    h = 1e-5
+    expected = (first(mass.detach().requires_grad_().add(h)) - first(mass.detach().requires_grad_().add(-h))) / (2 * h)
+    torch.testing.assert_close(second, expected.detach(), rtol=1e-6, atol=1e-6)
+
+
+def graph_of(tensor: Tensor) -> tuple[int, int]:
+    """How many nodes autograd keeps behind a tensor, and how many numbers those of ours have saved."""
+    pending, seen = [tensor.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [parent for parent, _ in node.next_functions]
+    saved = [tensor for node in seen for tensor in getattr(node, "saved_tensors", ())]
+    return len(seen), sum(tensor.numel() for tensor in saved)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "diffmpc", "unroll"])
+def test_memory_grows_with_the_iterations_only_when_unrolled(gradient: str) -> None:
+    x0, graphs = published_cartpole_starts(8), []
+    for most in (2, 4, 8, 16):
+        options = ILQROptions(max_iterations=most, tolerance=1e-12)
+        graphs.append(graph_of(ILQR(cartpole(10), options, gradient=gradient)(x0).controls))  # type: ignore[arg-type]
+    if gradient == "unroll":
+        assert graphs[3][0] > 2 * graphs[0][0]
+    else:
+        assert graphs == graphs[:1] * 4
+        assert graphs[0][1] > 0
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "diffmpc"])
+def test_a_problem_that_has_not_converged_passes_zero(gradient: str) -> None:
+    x0 = published_cartpole_starts(8).requires_grad_()
+    problem = cartpole(20)
+    solution = ILQR(problem, ILQROptions(max_iterations=5), gradient=gradient)(x0)  # type: ignore[arg-type]
+    assert solution.converged.any()
+    assert not solution.converged.all()
+    (derivative,) = torch.autograd.grad(solution.states.sum() + solution.cost.sum(), x0)
+    assert torch.equal(derivative.any(-1), solution.converged)
+
+
+def test_a_loss_that_uses_no_problem_that_converged_has_a_zero_gradient_not_none() -> None:
+    problem = cartpole(20)
+    for gradient in ("implicit", "diffmpc"):
+        solution = ILQR(problem, ILQROptions(max_iterations=1), gradient=gradient)(published_cartpole_starts(3))  # type: ignore[arg-type]
+        for part in (solution.states, solution.controls, solution.cost):
+            problem.zero_grad()
+            part.sum().backward(retain_graph=True)
+            for parameter in problem.parameters():
+                assert parameter.grad is not None
+                assert not parameter.grad.any()
+
+
+def test_singular_but_harmless_controls_leave_the_gradient_of_the_others() -> None:
+    """The last control moves only an uncosted state, and has no cost: it stays, and the others' gradient is exact."""
+    problem = linear(6).requires_grad_(False)
+    without = ControlProblem(
+        problem.dynamics, lambda x, u: (x - 0.3).square().sum(-1), horizon=6, state_size=4, control_size=2, u_min=-0.5
+    )
+    x0 = linear_starts(3)
+    found = gradients(without, ("dynamics.B",), x0)
+    expected = differences(without, ("dynamics.B",), x0, solve(without, x0))
+    case = Case("", linear, linear_starts, {"B": ("dynamics.B",)})
+    for group, error in relative_errors(case, found, expected).items():
+        assert error.max() < 1e-6, group

@@ -1,0 +1,83 @@
+"""A checkout, an editable installation and a wheel hold the same packages, and import alike from wherever the user stands."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+needs_checkout = pytest.mark.skipif(
+    not (CHECKOUT / "dilqr_rl" / "__init__.py").is_file(), reason="the suite runs on an installation, away from the checkout"
+)
+
+
+def package_folders() -> dict[str, Path]:
+    """Each folder of ours with Python files in it, by the name of its package: all of dilqr_rl/, envs/ and agents/."""
+    roots = {"dilqr_rl": "dilqr_rl", "envs": "dilqr_rl.envs", "agents": "dilqr_rl.agents"}
+    return {
+        ".".join((name, *file.relative_to(CHECKOUT / root).parts[:-1])): file.parent
+        for root, name in roots.items()
+        for file in (CHECKOUT / root).rglob("*.py")
+    }
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> str:
+    """What a fresh interpreter prints, which must end well."""
+    run = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@needs_checkout
+def test_every_folder_with_python_files_is_a_listed_package() -> None:
+    listed = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(package_folders())
+
+
+@needs_checkout
+@pytest.mark.slow
+def test_the_wheel_holds_our_files_and_nothing_else(tmp_path: Path) -> None:
+    python("-m", "build", "--outdir", str(tmp_path), ".", cwd=CHECKOUT)  # by way of the sdist, so that one is whole too
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    folders = {name.replace(".", "/"): folder for name, folder in package_folders().items()}
+    ours = {f"{name}/{file.name}" for name, folder in folders.items() for file in folder.glob("*.py")}
+    assert held == ours | {"dilqr_rl/py.typed"}
+
+
+@pytest.fixture
+def shadows(tmp_path: Path) -> Path:
+    """A user's folder with an `envs` and an `agents` of its own."""
+    for name in ("envs", "agents"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the wrong one')")
+    return tmp_path
+
+
+IMPORT_ALL = """
+import dilqr_rl, dilqr_rl.envs, dilqr_rl.agents
+from dilqr_rl import MPCPolicy
+assert MPCPolicy is dilqr_rl.agents.MPCPolicy
+print(dilqr_rl.__file__)
+"""
+
+
+def test_the_installation_imports_in_a_folder_with_its_own_envs_and_agents(shadows: Path) -> None:
+    python("-c", IMPORT_ALL, cwd=shadows)
+
+
+@needs_checkout
+def test_a_bare_checkout_imports_in_a_folder_with_its_own_envs_and_agents(shadows: Path) -> None:
+    # -S leaves site-packages out and with it the hook of an editable installation; on PYTHONPATH, a plain folder, it gives the
+    # dependencies alone.
+    path = os.pathsep.join((str(CHECKOUT), sysconfig.get_path("platlib"), sysconfig.get_path("purelib")))
+    imported = python("-S", "-c", IMPORT_ALL, cwd=shadows, PYTHONPATH=path)
+    assert Path(imported.strip()) == CHECKOUT / "dilqr_rl" / "__init__.py"
