@@ -1,9 +1,10 @@
-"""Checkpoints: safetensors with the settings as JSON inside. Numbers and names only; reading one never executes what it holds."""
+"""Checkpoints: safetensors with the settings as JSON inside; reading one never executes what it holds."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "load_policy", "save_policy"]
 
 _FORMAT, _VERSION = "dilqr_rl MPCPolicy", "1"
+_SETTINGS = ("horizon", "physics", "learn", "options", "gradient", "warm_start")
 _PLAIN = ("net_arch", "log_std_init", "ortho_init", "optimizer_kwargs", "normalize_images")
 _CODE = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "optimizer_class")
 
@@ -37,16 +39,19 @@ def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None
     """Write a policy; see `MPCPolicy.save`."""
     if policy.task.name not in known_ids():
         raise ValueError(
-            f"policy: its task {policy.task.name!r} couldn't be found again when the checkpoint is read; known ids: {known_ids()}. "
+            f"policy: its task {policy.task.name!r} couldn't be found again when the checkpoint is read; known ids: "
+            f"{known_ids()}. "
             "Call dilqr_rl.register_task first, and again before loading."
         )
     arguments = policy.constructor_arguments()
-    defaults = type(policy)(policy.observation_space, policy.action_space, lambda _: 0.0, task=policy.task).constructor_arguments()
+    defaults = type(policy)(
+        policy.observation_space, policy.action_space, lambda _: 0.0, task=policy.task
+    ).constructor_arguments()
     changed = [name for name in _CODE if arguments[name] != defaults[name]]
     if changed:
         raise ValueError(
-            f"policy: {changed} can't be kept in a checkpoint, which holds numbers and names only. Use the default, or save the whole "
-            "model with Stable-Baselines3's own model.save, which pickles it."
+            f"policy: {changed} can't be kept in a checkpoint, which holds numbers and names only. Use the default, or save "
+            "the whole model with Stable-Baselines3's own model.save, which pickles it."
         )
     config = {
         "env_id": policy.task.name,
@@ -63,11 +68,13 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
     """Read a policy; see `MPCPolicy.load`."""
     config, tensors = _read(Path(path))
     try:
-        settings = dict(config["settings"])
-        settings["options"] = ILQROptions(**settings["options"])
-        env_id, env_kwargs, network = config["env_id"], config["env_kwargs"], config["network"]
+        env_id, env_kwargs = config["env_id"], config["env_kwargs"]
+        settings, network = _named(config["settings"], _SETTINGS), _named(config["network"], _PLAIN)
+        settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
         if env_id not in known_ids():
-            raise ValueError(f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first")
+            raise ValueError(
+                f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first"
+            )
         env = make_env(env_id, env_kwargs)
         try:
             policy = policy_class.for_env(env, **settings, **network)
@@ -79,6 +86,14 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
     return policy.to(get_device(device))
 
 
+def _named(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The values, which must have these names: what is missing would silently take its default."""
+    wrong = set(values) ^ set(names)
+    if wrong:
+        raise ValueError(f"its settings lack, or shouldn't have, {sorted(wrong)}")
+    return dict(values)
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
@@ -88,14 +103,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: expected a safetensors file as MPCPolicy.save writes it, got something else ({error}). Pickles are never read."
+            f"{path}: expected a safetensors file as MPCPolicy.save writes it, got something else ({error}). "
+            "Pickles are never read."
         ) from error
     if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
         came = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         raise CheckpointError(
             f"{path}: expected format {_FORMAT!r}, version {_VERSION!r}, got {came}. Use the version of dilqr_rl that wrote it."
         )
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() and not name.endswith(("u_min", "u_max"))]
+    broken = [
+        name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() and not name.endswith(("u_min", "u_max"))
+    ]
     if broken:
         raise CheckpointError(f"{path}: {broken} hold NaN or infinity.")
     try:

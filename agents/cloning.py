@@ -29,8 +29,8 @@ class CloningOptions:
     Attributes:
         steps: optimiser steps.
         batch_size: observations in one step.
-        learning_rate: of Adam, at the first step; it falls to a hundredth along a cosine. The model's physics are learnt relative to
-            their size, so 0.05 means steps of 5 %.
+        learning_rate: of Adam, at the first step; it falls to a hundredth along a cosine. The model's physics are learnt
+            relative to their size, so 0.05 means steps of 5 %.
         validate_every: steps between two looks at the validation loss.
         validation_size: observations it is taken over, at most.
         scan_rounds: rounds of the scan that precedes the first step where scalar physics are learnt; 0 for none. See `scan.py`.
@@ -40,8 +40,8 @@ class CloningOptions:
         ValueError: a value is out of its range.
     """
 
-    steps: int = 200
-    batch_size: int = 64
+    steps: int = 100
+    batch_size: int = 128
     learning_rate: float = 0.05
     validate_every: int = 20
     validation_size: int = 256
@@ -84,8 +84,8 @@ def clone(
 ) -> CloningResult:
     """Train a policy, in place, to act as demonstrated: least mean squared error of its mean actions.
 
-    The policy plans from each observation anew, so it can match a demonstrator exactly whose actions are a function of the observation
-    alone. Ctrl-C ends the training early and keeps the best parameters so far.
+    The policy plans from each observation anew, so it can match a demonstrator exactly whose actions are a function of the
+    observation alone. Ctrl-C ends the training early and keeps the best parameters so far.
 
     Args:
         policy: an `MPCPolicy`, or any `ActorCriticPolicy` with continuous actions.
@@ -106,7 +106,9 @@ def clone(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps, eta_min=0.01 * options.learning_rate)
     try:
         if isinstance(policy, MPCPolicy) and options.scan_rounds > 0:
-            scan_physics(policy, *samples[rng.permutation(len(samples))[: options.batch_size]], options.scan_rounds, options.seed)
+            scan_physics(
+                policy, *samples[rng.permutation(len(samples))[: options.batch_size]], options.scan_rounds, options.seed
+            )
         for step in range(options.steps + 1):
             if step % options.validate_every == 0 or step == options.steps:
                 loss = _loss_over(policy, held_out, watched)
@@ -154,7 +156,9 @@ class _Samples:
                 f"from {demonstrations.env_id}."
             )
         if isinstance(policy, MPCPolicy) and policy.task.name != demonstrations.env_id:
-            raise DemonstrationsError(f"demonstrations: expected {policy.task.name}, for which the policy plans, got {demonstrations.env_id}.")
+            raise DemonstrationsError(
+                f"demonstrations: expected {policy.task.name}, for which the policy plans, got {demonstrations.env_id}."
+            )
         observations = np.concatenate([episode.observations[:-1] for episode in demonstrations.episodes])
         actions = np.concatenate([episode.actions for episode in demonstrations.episodes])
         self.observations = torch.as_tensor(observations, dtype=torch.float32, device=policy.device)

@@ -1,4 +1,4 @@
-"""Controls to start a plan from when nothing is known: swings of several periods, so that a hanging pendulum finds its way up."""
+"""Controls to start a plan from when nothing is known: swings of several periods, so that a pendulum finds its way up."""
 
 from __future__ import annotations
 

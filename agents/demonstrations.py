@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from dilqr_rl.agents.files import write_whole
 __all__ = ["Demonstrations", "DemonstrationsError", "Episode"]
 
 _FORMAT, _VERSION = "dilqr_rl demonstrations", 1
+# What reading a damaged archive raises, by experience.
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "truncated")
 
 
@@ -64,6 +67,8 @@ class Demonstrations:
     episodes: tuple[Episode, ...]
 
     def __post_init__(self) -> None:
+        if ":" in self.env_id:  # Gymnasium would import what stands before it, and a file must not choose what is imported
+            raise DemonstrationsError(f"env_id: expected an id without a module in front, got {self.env_id!r}.")
         if not self.episodes:
             raise DemonstrationsError("episodes: expected at least one, got none.")
         first = self.episodes[0]
@@ -96,7 +101,7 @@ class Demonstrations:
         return np.array([episode.rewards.sum(dtype=np.float64) for episode in self.episodes])
 
     def split(self, seed: int = 0) -> tuple[Demonstrations, Demonstrations, Demonstrations]:
-        """Training, validation and test episodes: three fifths, one fifth and one fifth, drawn at random, never parts of an episode.
+        """Training, validation and test episodes: three fifths, one fifth and one fifth, drawn at random, each whole.
 
         Raises:
             DemonstrationsError: there are fewer than three episodes.
@@ -149,7 +154,7 @@ class Demonstrations:
         try:
             with np.load(path, allow_pickle=False) as file:
                 header, arrays = json.loads(str(file["header"])), {name: file[name] for name in _ARRAYS}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        except _UNREADABLE as error:
             raise DemonstrationsError(
                 f"{path}: expected an .npz file as `dilqr expert` writes it, got something else or a damaged one ({error}). "
                 "Pickled objects are never read."
@@ -171,7 +176,9 @@ def _cut(arrays: Mapping[str, NDArray[Any]]) -> tuple[Episode, ...]:
     expected = {"observations": steps + count, "actions": steps, "rewards": steps, "terminated": count, "truncated": count}
     for name, rows in expected.items():
         if arrays[name].ndim == 0 or len(arrays[name]) != rows:
-            raise DemonstrationsError(f"{name}: expected {rows} rows for {count} episodes of {steps} steps, got shape {arrays[name].shape}.")
+            raise DemonstrationsError(
+                f"{name}: expected {rows} rows for {count} episodes of {steps} steps, got shape {arrays[name].shape}."
+            )
     ends = np.cumsum(lengths)
     return tuple(
         Episode(

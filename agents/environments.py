@@ -19,5 +19,5 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: A
     full = f"dilqr_rl.envs:{env_id}" if env_id.startswith("dilqr_rl/") else env_id
     try:
         return gym.make(full, **dict(env_kwargs or {}), **more)
-    except (gym.error.Error, TypeError) as error:
+    except (gym.error.Error, ImportError, TypeError) as error:
         raise ValueError(f"env: {env_id!r} can't be made with {dict(env_kwargs or {})}: {error}") from error

@@ -19,7 +19,9 @@ def check_can_write(path: str | Path, *, overwrite: bool) -> Path:
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already. Choose another name, or allow it to be overwritten (--overwrite, overwrite=True).")
+        raise FileExistsError(
+            f"{path} exists already. Choose another name, or allow it to be overwritten (--overwrite, overwrite=True)."
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} doesn't exist. Make it first, or choose another.")
     return path

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from dilqr_rl.problem import ControlProblem
 
-__all__ = ["LEARNABLE", "make_learnable", "parameter_values", "set_physics"]
+__all__ = ["LEARNABLE", "learnt_physics", "make_learnable", "parameter_values", "set_physics"]
 
 LEARNABLE = {"physics": "dynamics.", "weights": "stage_cost.weights", "goal": "stage_cost.goal", "terminal": "terminal_cost."}
 
@@ -32,6 +32,7 @@ class Scaled(nn.Module):
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
+        self.scale: Tensor
         self.register_buffer("scale", torch.where(scale == 0, 1.0, scale.abs()))
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -65,21 +66,36 @@ def make_learnable(problem: ControlProblem, learn: Sequence[str]) -> None:
 
     Args:
         problem: changed in place.
-        learn: keys of `LEARNABLE`, or parameters by their qualified name, such as "dynamics.mass".
+        learn: keys of `LEARNABLE`, or parameters by their qualified name, such as "dynamics.mass". "physics" leaves out
+            numbers that are zero, such as a friction that the model doesn't have; name them to learn them.
 
     Raises:
-        ValueError: a name that the problem doesn't have, or a cost weight of zero among those to be learnt (it could never move).
+        ValueError: a name that the problem doesn't have, or a cost weight of zero among those to be learnt (it could never
+            move).
     """
     named = dict(problem.named_parameters())
-    prefixes = [LEARNABLE.get(name, name) for name in learn]
-    for name, prefix in zip(learn, prefixes, strict=True):
-        if not any(_matches(own, prefix) for own in named):
+    chosen: set[str] = set()
+    for name in learn:
+        prefix = LEARNABLE.get(name, name)
+        found = {own for own in named if (own.startswith(prefix) if prefix.endswith(".") else own == prefix)}
+        if not found:
             raise ValueError(f"learn: the problem has nothing called {name!r}; it has {[*LEARNABLE, *named]}.")
+        chosen |= {own for own in found if not (name == "physics" and named[own].ndim == 0 and named[own] == 0)}
     for name, parameter in named.items():
-        parameter.requires_grad_(any(_matches(name, prefix) for prefix in prefixes))
-    for name, parameter in named.items():
-        if parameter.requires_grad:
+        parameter.requires_grad_(name in chosen)
+        if name in chosen:
             _reparametrise(problem, name, parameter)
+
+
+def learnt_physics(problem: ControlProblem) -> dict[str, float]:
+    """The dynamics' learnt scalars as they stand, by the name of their parameter, such as "mass"."""
+    found = {}
+    for name, raw in problem.named_parameters():
+        if raw.requires_grad and raw.ndim == 0 and name.startswith("dynamics."):
+            path = name.removesuffix(".original").replace("parametrizations.", "")
+            owner, _, leaf = path.rpartition(".")
+            found[path.removeprefix("dynamics.")] = float(getattr(problem.get_submodule(owner), leaf))
+    return found
 
 
 def parameter_values(problem: ControlProblem) -> dict[str, Tensor]:
@@ -90,13 +106,9 @@ def parameter_values(problem: ControlProblem) -> dict[str, Tensor]:
             continue
         names = [name for name, _ in module.named_parameters(recurse=False)]
         if parametrize.is_parametrized(module):
-            names += list(module.parametrizations)  # type: ignore[arg-type]
-        values.update({f"{prefix}.{name}" if prefix else name: getattr(module, name).detach() for name in names})
+            names += list(module.parametrizations)
+        values.update({f"{prefix}.{name}" if prefix else name: getattr(module, name).detach().clone() for name in names})
     return values
-
-
-def _matches(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) if prefix.endswith(".") else name == prefix
 
 
 def _reparametrise(problem: ControlProblem, name: str, parameter: Tensor) -> None:
@@ -104,7 +116,9 @@ def _reparametrise(problem: ControlProblem, name: str, parameter: Tensor) -> Non
     owner = problem.get_submodule(owner_name)
     if leaf in getattr(owner, "positive", ()) or name == LEARNABLE["weights"]:
         if not (parameter > 0).all():
-            raise ValueError(f"learn: {name} is kept positive while it is learnt, so it can't start at {parameter.min().item():g}.")
+            raise ValueError(
+                f"learn: {name} is kept positive while it is learnt, so it can't start at {parameter.min().item():g}."
+            )
         parametrize.register_parametrization(owner, leaf, Positive())
     elif owner is problem.dynamics and parameter.ndim == 0:
         parametrize.register_parametrization(owner, leaf, Scaled(parameter.detach()))

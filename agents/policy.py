@@ -23,6 +23,7 @@ from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learnable import make_learnable, parameter_values, set_physics
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
+from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution
 from dilqr_rl.tasks import ControlTask, find_task
 
@@ -34,8 +35,9 @@ _PLANNING = ILQROptions(max_iterations=50, tolerance=1e-5)
 class MPCPolicy(ActorCriticPolicy):
     """Plans from every observation with a model of the environment, and acts with the plan's first control.
 
-    `MPCPolicy.for_env(env)` makes a ready controller. As a Stable-Baselines3 policy: PPO(MPCPolicy, env, policy_kwargs={"task": ...}).
-    What `learn` names is trained by any loss on the actions; the rest of the model stays as it is.
+    `MPCPolicy.for_env(env)` makes a ready controller. As a Stable-Baselines3 policy: PPO(MPCPolicy, env,
+    policy_kwargs={"task": ...}). What `learn` names is trained by any loss on the actions; the rest of the model stays as
+    it is.
 
     `predict` carries the last plan in its `state` and starts the next one from it. All else (`forward`, `evaluate_actions`,
     `get_distribution`, and so cloning and PPO) plans anew from zero controls: equal observations give equal actions. With
@@ -48,12 +50,12 @@ class MPCPolicy(ActorCriticPolicy):
         task: the environment's model, or the id of an environment whose model is known.
         horizon: steps to look ahead; the task's default if None.
         physics: replaces parameters of the model's dynamics, by name; for a model that is wrong on purpose, say.
-        learn: what is trained: "physics", "weights", "goal", "terminal", or names such as "dynamics.mass". Masses, lengths and weights
-            stay positive by construction.
+        learn: what is trained: "physics", "weights", "goal", "terminal", or names such as "dynamics.mass". Masses, lengths
+            and weights stay positive by construction.
         options: of the solver.
         gradient: of the planner.
-        warm_start: let `predict` start each plan from the last one, and an episode's first plan from the best of several guessed swings;
-            else from zero controls.
+        warm_start: let `predict` start each plan from the last one, and an episode's first plan from the best of several
+            guessed swings; else from zero controls.
         **kwargs: Stable-Baselines3's own arguments of `ActorCriticPolicy`.
 
     Raises:
@@ -79,9 +81,9 @@ class MPCPolicy(ActorCriticPolicy):
             raise ValueError("use_sde: expected False, got True: state-dependent noise needs features, and a plan has none.")
         self.task = _as_task(task)
         _check_spaces(self.task, observation_space, action_space)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "horizon": horizon,
-            "physics": dict(physics or {}),
+            "physics": {name: float(value) for name, value in (physics or {}).items()},
             "learn": tuple(learn),
             "options": options,
             "gradient": gradient,
@@ -113,8 +115,7 @@ class MPCPolicy(ActorCriticPolicy):
             u_init: controls to start from, (B, T, m), in the model's unit; zero by default.
         """
         seen = torch.as_tensor(observation, device=self.device)
-        planner: ILQR = self.action_net.planner
-        return planner(self.task.observation_to_state(seen), params, u_init)
+        return self.planner(self.task.observation_to_state(seen), params, u_init)
 
     def predict(
         self,
@@ -151,6 +152,8 @@ class MPCPolicy(ActorCriticPolicy):
         """What `predict` returns, and the plans (B, ...) behind it, which tell how the solver fared."""
         self.set_training_mode(False)
         seen, vectorised = self.obs_to_tensor(observation)
+        if not isinstance(seen, Tensor):
+            raise ValueError(f"observation: expected an array, as the policy's space has it, got {type(observation).__name__}.")
         solution = self.plan(seen, u_init=self._start_controls(seen, state, episode_start))
         actions = solution.controls[:, 0] / self.task.control_per_action
         if not deterministic:
@@ -161,9 +164,15 @@ class MPCPolicy(ActorCriticPolicy):
         return clipped if vectorised else clipped[0], (ahead.cpu().numpy(),), solution
 
     @property
-    def horizon(self) -> int:
-        """T, the steps it looks ahead."""
-        return int(self.action_net.planner.problem.horizon)
+    def planner(self) -> ILQR:
+        """The planner, the actor's part of the policy."""
+        actor: _Actor = self.action_net  # type: ignore[assignment]
+        return actor.planner
+
+    @property
+    def problem(self) -> ControlProblem:
+        """What it solves; its parameters are the policy's."""
+        return self.planner.problem
 
     def constructor_arguments(self) -> dict[str, Any]:
         """What rebuilds this policy, by name."""
@@ -171,7 +180,7 @@ class MPCPolicy(ActorCriticPolicy):
 
     def parameter_values(self) -> dict[str, Tensor]:
         """The model's parameters as they stand, by name: "dynamics.mass", "stage_cost.goal", ..."""
-        return parameter_values(self.action_net.planner.problem)
+        return parameter_values(self.problem)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a checkpoint (safetensors, with its settings as JSON inside), whole or not at all.
@@ -191,23 +200,27 @@ class MPCPolicy(ActorCriticPolicy):
         """
         return load_policy(cls, path, device)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How to pickle and copy: torch refuses to pickle the parametrised modules inside as they are."""
+        state = (self.state_dict(), self.optimizer.state_dict(), self.training)
+        return _rebuild, (type(self), self._get_constructor_parameters(), *state)
+
     def _start_controls(
         self, seen: Tensor, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[Any] | None
     ) -> Tensor | None:
         """Where each plan starts (B, T, m): from the last one, or at an episode's start from a guess."""
         if not self.settings["warm_start"]:
             return None
-        planner: ILQR = self.action_net.planner
-        shape = (seen.shape[0], planner.problem.horizon, planner.problem.control_size)
+        shape = (seen.shape[0], self.problem.horizon, self.problem.control_size)
         last, fresh = _last_plans(shape, state, episode_start)
         controls = torch.as_tensor(last, dtype=torch.float64, device=seen.device)
         begins = torch.as_tensor(fresh.nonzero()[0], device=seen.device)
         if len(begins) == 0:
             return controls
-        return controls.index_put((begins,), best_of_swings(planner, self.task.observation_to_state(seen[begins])))
+        return controls.index_put((begins,), best_of_swings(self.planner, self.task.observation_to_state(seen[begins])))
 
     def _distribution_around(self, actions: Tensor) -> Any:
-        return self.action_dist.proba_distribution(actions, self.log_std)  # type: ignore[call-arg]
+        return self.action_dist.proba_distribution(actions, self.log_std)
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = _Critic(self.features_dim, self.net_arch, self.activation_fn, self.device)
@@ -215,10 +228,10 @@ class MPCPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         task = self.task
-        problem = copy.deepcopy(task).problem(self.settings["horizon"])  # type: ignore[arg-type]
-        set_physics(problem.dynamics, self.settings["physics"])  # type: ignore[arg-type]
-        make_learnable(problem, self.settings["learn"])  # type: ignore[arg-type]
-        planner = ILQR(problem, self.settings["options"], self.settings["gradient"])  # type: ignore[arg-type]
+        problem = copy.deepcopy(task).problem(self.settings["horizon"])
+        set_physics(problem.dynamics, self.settings["physics"])
+        make_learnable(problem, self.settings["learn"])
+        planner = ILQR(problem, self.settings["options"], self.settings["gradient"])
         self.action_net = _Actor(planner, task)
         # Again, now that the planner's parameters are among them.
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -248,17 +261,29 @@ class _Actor(nn.Module):
         return self.planner(self.observation_to_state(observation)).controls[:, 0] / self.control_per_action
 
 
+def _rebuild(
+    policy_class: type[MPCPolicy], arguments: dict[str, Any], weights: dict[str, Any], optimiser: dict[str, Any], training: bool
+) -> MPCPolicy:
+    policy = policy_class(**arguments)
+    policy.load_state_dict(weights)
+    policy.optimizer.load_state_dict(optimiser)
+    policy.train(training)
+    return policy
+
+
 def _last_plans(
     shape: tuple[int, ...], state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[Any] | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The plans (B, T, m) in `predict`'s state, and for which (B,) of them an episode begins."""
+    fresh = np.full(shape[0], state is None) if episode_start is None else np.asarray(episode_start, dtype=bool)
+    if fresh.shape != shape[:1]:
+        raise ValueError(f"episode_start: expected the shape {shape[:1]}, got {fresh.shape}.")
     if state is None:
         return np.zeros(shape), np.ones(shape[0], dtype=bool)
     if len(state) != 1 or np.shape(state[0]) != shape:
-        raise ValueError(f"state: expected one array {shape}, as the last predict returned it, got {[np.shape(part) for part in state]}.")
-    fresh = np.zeros(shape[0], dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
-    if fresh.shape != shape[:1]:
-        raise ValueError(f"episode_start: expected the shape {shape[:1]}, got {fresh.shape}.")
+        raise ValueError(
+            f"state: expected one array {shape}, as the last predict returned it, got {[np.shape(part) for part in state]}."
+        )
     return state[0], fresh
 
 
@@ -279,17 +304,21 @@ def _as_task(task: ControlTask | str | None) -> ControlTask:
 
 def _check_spaces(task: ControlTask, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-        raise ValueError(f"observation_space: expected a flat Box, which {task.name}'s model turns into states, got {observation_space}.")
+        raise ValueError(
+            f"observation_space: expected a flat Box, which {task.name}'s model turns into states, got {observation_space}."
+        )
     if not isinstance(action_space, spaces.Box) or action_space.shape != (task.control_size,):
-        raise ValueError(f"action_space: expected a Box of shape ({task.control_size},), as {task.name}'s model has, got {action_space}.")
+        raise ValueError(
+            f"action_space: expected a Box of shape ({task.control_size},), as {task.name}'s model has, got {action_space}."
+        )
     low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
     if not (np.allclose(action_space.low, low) and np.allclose(action_space.high, high)):
         raise ValueError(
-            f"action_space: expected actions from {low:g} to {high:g}, which {task.name}'s model was given as its bounds, got {action_space}."
+            f"action_space: expected actions from {low:g} to {high:g}, the bounds of {task.name}'s model, got {action_space}."
         )
     state = task.observation_to_state(torch.zeros(1, *observation_space.shape))
     if state.shape != (1, task.state_size):
         raise ValueError(
-            f"observation_space: observation_to_state of {task.name}'s model makes shape {tuple(state.shape)[1:]} of an observation "
-            f"{observation_space.shape}, but its states have ({task.state_size},)."
+            f"observation_space: observation_to_state of {task.name}'s model makes shape {tuple(state.shape)[1:]} of an "
+            f"observation {observation_space.shape}, but its states have ({task.state_size},)."
         )

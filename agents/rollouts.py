@@ -71,7 +71,9 @@ class _Run:
         return not (self.terminated or self.truncated)
 
     def episode(self) -> Episode:
-        return Episode(np.array(self.observations), np.array(self.actions), np.array(self.rewards), self.terminated, self.truncated)
+        return Episode(
+            np.array(self.observations), np.array(self.actions), np.array(self.rewards), self.terminated, self.truncated
+        )
 
 
 def roll_out(
@@ -108,7 +110,7 @@ def roll_out(
     finally:
         for run in runs:
             run.env.close()
-    found = Demonstrations(env_id, dict(env_kwargs or {}), tuple(run.episode() for run in runs))
+    found = Demonstrations(env_id.rpartition(":")[2], dict(env_kwargs or {}), tuple(run.episode() for run in runs))
     return RollOuts(found, float(np.median(tally.seconds)), tally.mean(tally.converged), tally.mean(tally.iterations))
 
 

@@ -1,7 +1,8 @@
-"""A first look around before the gradient: where physics are far off, most planned controls sit on their bounds and pass no gradient.
+"""A look around before the gradient: where physics are far off, most planned controls sit on bounds and pass no gradient.
 
-The cross-entropy method over the learnt scalar physics: draw factors around the best so far, plan with all of them in one batch, keep
-the better ones, draw again more closely. Physics are few, so a few dozen draws find the valley in which the gradient then works.
+The cross-entropy method over the learnt scalar physics: draw factors around the best so far, plan with all of them in one
+batch, keep the better ones, draw again more closely. Physics are few, so a few dozen draws find the valley in which the
+gradient then works.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def scan_physics(policy: MPCPolicy, observations: Tensor, actions: Tensor, round
         rounds: of draws, each narrower than the last.
         seed: of the draws.
     """
-    problem = policy.action_net.planner.problem
-    learnt = [(name, p) for name, p in problem.named_parameters() if p.requires_grad and p.ndim == 0 and name.startswith("dynamics.")]
+    problem = policy.problem
+    learnt = [
+        (name, p) for name, p in problem.named_parameters() if p.requires_grad and p.ndim == 0 and name.startswith("dynamics.")
+    ]
     if not learnt:
         return
     generator = torch.Generator().manual_seed(seed)

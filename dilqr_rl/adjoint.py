@@ -1,17 +1,19 @@
 """The gradient of a solution: one LQR sweep and one directional derivative, whatever the number of iterations that led there.
 
-At a solution, with z = (x, u), costates lambda and a loss phi(x, u), the Lagrangian's Hessian H = d2(l + lambda^T f)/dz2 and the
-loss's gradient define one more linear-quadratic problem, whose step d and costates mu give
+At a solution, with z = (x, u), costates lambda and a loss phi(x, u), the Lagrangian's Hessian H = d2(l + lambda^T f)/dz2
+and the loss's gradient define one more linear-quadratic problem, whose step d and costates mu give
 
     dphi/dx0    = mu_0
-    dphi/dtheta = d/dtheta { sum_t [grad_z (l + lambda^T f)(z_t; theta) . d_t + mu_{t+1}^T f(z_t; theta)] + grad l_T(x_T; theta) . d_x,T }
+    dphi/dtheta = d/dtheta { sum_t [grad_z (l + lambda^T f)(z_t; theta) . d_t + mu_{t+1}^T f(z_t; theta)]
+                                 + grad l_T(x_T; theta) . d_x,T }
 
-with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025, eq. 10, has
-the same solution). DiffMPC (Amos et al. 2018) is the same with the dynamics' curvature left out of H, which is exact for linear
-dynamics only.
+with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025,
+eq. 10, has the same solution). DiffMPC (Amos et al. 2018) is the same with the dynamics' curvature left out of H, which is
+exact for linear dynamics only.
 
-A control at its bound stays there: d_u = 0, and the derivative with respect to the bound takes its place. Where the control would
-leave the bound for one sign of a change and not for the other, the solution has two one-sided derivatives; this is the one of staying.
+A control at its bound stays there: d_u = 0, and the derivative with respect to the bound takes its place. Where the control
+would leave the bound for one sign of a change and not for the other, the solution has two one-sided derivatives; this is
+the one of staying.
 """
 
 from __future__ import annotations
@@ -21,11 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.func import jvp
+from torch.func import grad
 
 from dilqr_rl.box import product
-from dilqr_rl.derivatives import dynamics_hessian
+from dilqr_rl.derivatives import dynamics_hessian, terminal_gradient
 from dilqr_rl.ilqr import Iterate, expand, with_curvature
 from dilqr_rl.instance import Instance
 from dilqr_rl.lqr import Quadratic, backward_sweep, control_gradient, costates, linear_rollout
@@ -56,7 +57,8 @@ class _FixedPoint(torch.autograd.Function):
     def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
-                'second derivatives (create_graph=True) are not available for gradient="implicit" and "diffmpc"; use gradient="unroll".'
+                'second derivatives (create_graph=True) are not available for gradient="implicit" and "diffmpc"; '
+                'use gradient="unroll".'
             )
         x, u, lower, upper, status, *values = ctx.saved_tensors
         good = ((status == Status.CONVERGED) & _finite(*loss_gradients)).nonzero().squeeze(1)
@@ -141,17 +143,20 @@ def _value_gradients(
 
 
 def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
-    x, u, dx, du = point.x, point.u, step.dx, step.du
+    n = point.x.shape[-1]
 
-    def stages(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def lagrangian(z: Tensor) -> tuple[Tensor, Tensor]:
+        x, u = z[..., :n], z[..., n:]
         f = instance.dynamics(x, u)
         return instance.stage_cost(x, u).sum() + (step.costate[:, 1:] * f).sum(), f
 
-    _, directional, f = jvp(stages, (x[:, :-1], u), (dx[:, :-1], du), has_aux=True)
-    _, last = jvp(lambda x: instance.terminal_cost(x).sum(), (x[:, -1],), (dx[:, -1],))
-    lower, upper = instance.bounds(u.shape[0])
-    at_bounds = torch.where(step.dlower != 0, step.dlower * lower, 0.0) + torch.where(step.dupper != 0, step.dupper * upper, 0.0)
-    return directional + (step.mu[:, 1:] * f).sum() + last + at_bounds.sum()
+    gradient, f = grad(lagrangian, has_aux=True)(torch.cat((point.x[:, :-1], point.u), dim=-1))
+    directional = (gradient * torch.cat((step.dx[:, :-1], step.du), dim=-1)).sum()
+    last = (terminal_gradient(instance, point.x[:, -1]) * step.dx[:, -1]).sum()
+    lower, upper = instance.bounds(point.u.shape[0])
+    at_lower = torch.where(step.dlower != 0, step.dlower * lower, 0.0)
+    at_upper = torch.where(step.dupper != 0, step.dupper * upper, 0.0)
+    return directional + (step.mu[:, 1:] * f).sum() + last + (at_lower + at_upper).sum()
 
 
 def _finite(*parts: Tensor) -> Tensor:

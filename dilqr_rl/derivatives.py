@@ -1,6 +1,9 @@
-"""Derivatives of an instance's functions along trajectories, by forward mode over all steps of all problems at once.
+"""Derivatives of an instance's functions along trajectories, for all steps of all problems at once.
 
-Only `torch.func` is used: it also works under `torch.no_grad`, in which Stable-Baselines3 collects its rollouts.
+Every point is repeated once per row of the matrix that is asked for, and one reverse pass gives all rows: the functions
+take any leading batch dimensions, so this needs no vmap, and it is several times faster than forward mode, which torch
+implements in Python. Only `torch.func` is used: it also works under `torch.no_grad`, in which Stable-Baselines3 collects
+its rollouts.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad
 
 from dilqr_rl.instance import Instance
 
@@ -17,12 +20,11 @@ from dilqr_rl.instance import Instance
 def dynamics_jacobian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
     """F_t = df/d(x, u) for x (B, T, n), u (B, T, m), as (B, T, n, n+m)."""
     n = x.shape[-1]
-    z = torch.cat((x, u), dim=-1)
 
-    def column(direction: Tensor) -> Tensor:
-        return jvp(lambda z: instance.dynamics(z[..., :n], z[..., n:]), (z,), (direction.expand_as(z),))[1]
+    def diagonal_sum(z: Tensor) -> Tensor:
+        return instance.dynamics(z[..., :n], z[..., n:]).diagonal(dim1=-2, dim2=-1).sum()
 
-    return vmap(column)(_directions(z)).movedim(0, -1)
+    return grad(diagonal_sum)(_repeat(torch.cat((x, u), dim=-1), n))
 
 
 def stage_gradient(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
@@ -37,7 +39,8 @@ def stage_hessian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
 
 def dynamics_hessian(instance: Instance, x: Tensor, u: Tensor, costates: Tensor) -> Tensor:
     """Hessian of lambda_{t+1}^T f with respect to (x, u), costates (B, T, n) being lambda_{1..T}, as (B, T, n+m, n+m)."""
-    weighted = _of_pair(lambda x, u: costates * instance.dynamics(x, u), x.shape[-1])
+    weights = costates.unsqueeze(-2)
+    weighted = _of_pair(lambda x, u: weights * instance.dynamics(x, u), x.shape[-1])
     return _hessian(weighted, torch.cat((x, u), dim=-1))
 
 
@@ -63,11 +66,12 @@ def _of_pair(function: Callable[[Tensor, Tensor], Tensor], n: int) -> Callable[[
 def _hessian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Hessian of a sum over independent points z (..., k), point by point, as (..., k, k)."""
 
-    def column(direction: Tensor) -> Tensor:
-        return jvp(grad(function), (z,), (direction.expand_as(z),))[1]
+    def diagonal_sum(z: Tensor) -> Tensor:
+        return grad(function)(z).diagonal(dim1=-2, dim2=-1).sum()
 
-    return vmap(column)(_directions(z)).movedim(0, -1)
+    return grad(diagonal_sum)(_repeat(z, z.shape[-1]))
 
 
-def _directions(z: Tensor) -> Tensor:
-    return torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+def _repeat(z: Tensor, rows: int) -> Tensor:
+    """Points (..., k) as (..., rows, k)."""
+    return z.unsqueeze(-2).expand(*z.shape[:-1], rows, z.shape[-1])

@@ -1,15 +1,16 @@
 """The algorithm: box-constrained iterative LQR with a Newton finish, for a batch of problems.
 
 One iteration linearises around the trajectory, sweeps backwards (lqr.py), and rolls the nonlinear dynamics out under the policy
-found, with a line search (Tassa, Mansard and Todorov 2014). The Hessian is the Lagrangian's, l + lambda^T f, wherever the sweep stays
-positive definite with it: Newton's method, which converges quadratically. Elsewhere the part that comes from the dynamics is weighted
-down in tenths, to zero if need be, which is the Gauss-Newton step of plain iLQR. Each problem takes its own steps and leaves the
-batch when it has ended.
+found, with a line search (Tassa, Mansard and Todorov 2014). The Hessian is the Lagrangian's, l + lambda^T f, wherever the
+sweep stays positive definite with it: Newton's method, which converges quadratically. Elsewhere the part that comes from
+the dynamics is weighted down in tenths, to zero if need be, which is the Gauss-Newton step of plain iLQR. Each problem
+takes its own steps and leaves the batch when it has ended.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,7 +198,7 @@ def _measure(running: Iterate, model: Quadratic, costate: Tensor, options: ILQRO
 
 
 def _find_policy(running: Iterate, model: Quadratic, costate: Tensor) -> tuple[Policy, Tensor]:
-    """Each problem's policy, and the weight (K,) of the dynamics' curvature in it: the largest that keeps the sweep positive definite."""
+    """Each problem's policy, and the largest weight (K,) of the dynamics' curvature that keeps it positive definite."""
     curvature = dynamics_hessian(running.instance, running.x[:, :-1], running.u, costate[:, 1:])
     weight = torch.ones_like(running.cost)
     policy = _sweep(running, with_curvature(model, curvature, weight))
@@ -270,4 +271,5 @@ def _in_order(ended: list[Iterate]) -> Iterate:
     """All problems of the batch, each at its place; the instance is that of the first part and no longer fits."""
     order = torch.argsort(torch.cat([part.index for part in ended]))
     names = [name for name in vars(ended[0]) if name != "instance"]
-    return replace(ended[0], **{name: torch.cat([getattr(part, name) for part in ended])[order] for name in names})
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in ended])[order] for name in names}
+    return replace(ended[0], **tensors)

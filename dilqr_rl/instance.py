@@ -1,7 +1,7 @@
 """A problem with values for all its tensors: what the solver and the adjoint evaluate, batch first and in float64.
 
-A value is shared by all problems of the batch, or there is one per problem, (B, ...), or one per problem and step, (B, T, ...). The
-functions see neither: `torch.func.vmap` hands each problem (and step) its own.
+A value is shared by all problems of the batch, or there is one per problem, (B, ...), or one per problem and step, (B, T,
+...). The functions see neither: `torch.func.vmap` hands each problem (and step) its own.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Instance:
             except RuntimeError as error:
                 if "dtype" in str(error) or "same type" in str(error) or "Half" in str(error):
                     raise ValueError(
-                        f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors as "
-                        "parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
+                        f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors "
+                        "as parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
                     ) from error
                 raise
             expected = points[0].shape[:-1] + event
@@ -115,8 +115,8 @@ class Instance:
                 raise ValueError(f"{role}: expected a result of shape {tuple(expected)} for arguments {takes}, got {came}.")
             if result.dtype != points[0].dtype:
                 raise ValueError(
-                    f"{role}: expected a result of {points[0].dtype}, in which the solver computes, got {result.dtype}. Leave out "
-                    "conversions such as .float(), or convert back with .to(x.dtype)."
+                    f"{role}: expected a result of {points[0].dtype}, in which the solver computes, got {result.dtype}. Leave "
+                    "out conversions such as .float(), or convert back with .to(x.dtype)."
                 )
             return result
 
@@ -141,7 +141,8 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
         params: replacements by qualified name, each with its tensor's own shape, or with (B,) or (B, T) in front.
 
     Raises:
-        ValueError: an unknown name, another shape, NaN or infinity, a value that must be positive and isn't, or bounds reversed.
+        ValueError: an unknown name, another shape, NaN or infinity, a value that must be positive and isn't, or bounds
+            reversed.
     """
     if params is not None and not isinstance(params, Mapping):
         raise ValueError(f"params: expected a mapping from names to tensors, got {type(params).__name__}.")
@@ -180,8 +181,8 @@ def _checked_params(
         accepted = [lead + tuple(own.shape) for lead in leads]
         if tuple(value.shape) not in accepted:
             raise ValueError(
-                f"params[{name!r}]: expected one of the shapes {', '.join(map(str, accepted))} (shared, per problem, per problem and "
-                f"step), got {tuple(value.shape)}."
+                f"params[{name!r}]: expected one of the shapes {', '.join(map(str, accepted))} (shared, per problem, per "
+                f"problem and step), got {tuple(value.shape)}."
             )
         names = [other for other, tensor in named.items() if tensor is own]
         if any(other.startswith("terminal_cost.") for other in names) and value.ndim == own.ndim + PER_STEP:
@@ -199,10 +200,14 @@ def _check_values(instance: Instance) -> None:
             value = instance.values[index]
             if role and not torch.isfinite(value).all():
                 raise ValueError(f"{full}: expected finite numbers, got {_first(value, ~torch.isfinite(value))}.")
-            if role and name.rpartition(".")[2] in _positive_names(getattr(instance.problem, role), name) and not (value > 0).all():
+            if (
+                role
+                and name.rpartition(".")[2] in _positive_names(getattr(instance.problem, role), name)
+                and not (value > 0).all()
+            ):
                 raise ValueError(
-                    f"{full}: expected a number above 0, got {_first(value, ~(value > 0))}. To learn it, keep it positive: learn its "
-                    "logarithm and pass the exponential through params, or use torch.nn.utils.parametrize."
+                    f"{full}: expected a number above 0, got {_first(value, ~(value > 0))}. To learn it, keep it positive: "
+                    "learn its logarithm and pass the exponential through params, or use torch.nn.utils.parametrize."
                 )
     check_bounds(*(_aligned(instance, name) for name in ("u_min", "u_max")))
 

@@ -7,7 +7,8 @@ Notation, for steps d = (dx, du) away from a trajectory, batch first:
     lower, upper (B, T, m)    lower <= du <= upper
     V, v                      quadratic and linear part of the cost to go
     Q, q                      the same of (dx, du) at one step
-The step is du_t = k_t + K_t dx_t: k minimises Q_uu within the bounds (Tassa, Mansard and Todorov 2014), K acts on free controls only.
+The step is du_t = k_t + K_t dx_t: k minimises Q_uu within the bounds (Tassa, Mansard and Todorov 2014), K acts on free
+controls only.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 __all__ = ["ILQROptions"]
@@ -16,8 +15,8 @@ class ILQROptions:
     Attributes:
         max_iterations: iterations after which a problem is given up.
         tolerance: a problem has converged when its residual (see `Solution`) is below this.
-        backend: "torch" is the readable reference and runs on any device. "auto" takes the fastest that can solve the problem, which in
-            this version is "torch"; "native" is refused until it exists.
+        backend: "torch" is the readable reference and runs on any device. "auto" takes the fastest that can solve the
+            problem, which in this version is "torch"; "native" is refused until it exists.
         sufficient_decrease: a step must bring at least this share of the decrease that the quadratic model expects (Armijo).
         line_search_steps: how often a step is halved before it is given up.
         regularisation_min: the first nonzero value added to the diagonal of Q_uu.
@@ -48,9 +47,9 @@ class ILQROptions:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
         for name in ("tolerance", "regularisation_min", "regularisation_max", "regularisation_factor"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}.")
-        if not isinstance(self.sufficient_decrease, Real) or not 0 < self.sufficient_decrease < 0.5:
+        if not isinstance(self.sufficient_decrease, int | float) or not 0 < self.sufficient_decrease < 0.5:
             raise ValueError(f"sufficient_decrease: expected a number between 0 and 0.5, got {self.sufficient_decrease!r}.")
         if not self.regularisation_factor > 1:
             raise ValueError(f"regularisation_factor: expected a number above 1, got {self.regularisation_factor!r}.")

@@ -31,9 +31,10 @@ class ILQR(nn.Module):
     Args:
         problem: what to solve.
         options: settings of the solver.
-        gradient: "implicit" is exact (one LQR sweep; see adjoint.py). "diffmpc" is the approximation of Amos et al. (2018), which leaves
-            out the curvature of the dynamics. "unroll" backpropagates through every iteration: slow, memory-hungry, for comparison.
-            A problem that did not converge passes a gradient of zero with the first two; with "unroll", one that ended NONFINITE.
+        gradient: "implicit" is exact (one LQR sweep; see adjoint.py). "diffmpc" is the approximation of Amos et al. (2018),
+            which leaves out the curvature of the dynamics. "unroll" backpropagates through every iteration: slow,
+            memory-hungry, for comparison. A problem that did not converge passes a gradient of zero with the first two;
+            with "unroll", one that ended NONFINITE.
 
     Raises:
         ValueError: `problem`, `options` or `gradient` is not one of these.
@@ -61,17 +62,19 @@ class ILQR(nn.Module):
 
         Args:
             x0: (B, n), or (n,) for results without a batch dimension.
-            params: replaces any parameter or buffer of the problem by its qualified name, e.g. {"dynamics.mass": tensor}: with its own
-                shape, or with (B,) or (B, T) in front, one value per problem, or per problem and step (an unbatched x0 has B = 1).
-            u_init: controls to start from, (B, T, m), or (T, m) for the same start everywhere; clipped to the bounds. Zero by default.
+            params: replaces any parameter or buffer of the problem by its qualified name, e.g. {"dynamics.mass": tensor}:
+                with its own shape, or with (B,) or (B, T) in front, one value per problem, or per problem and step (an
+                unbatched x0 has B = 1).
+            u_init: controls to start from, (B, T, m), or (T, m) for the same start everywhere; clipped to the bounds. Zero
+                by default.
 
         Returns:
             The `Solution`, whether converged or not: look at its `status`.
 
         Raises:
-            ValueError: an argument has another shape or type, or holds NaN or infinity; a name is unknown; a parameter that must be
-                positive isn't; u_min > u_max; a function returns another shape, or holds a tensor that requires a gradient without
-                being the problem's.
+            ValueError: an argument has another shape or type, or holds NaN or infinity; a name is unknown; a parameter that
+                must be positive isn't; u_min > u_max; a function returns another shape, or holds a tensor that requires a
+                gradient without being the problem's.
         """
         batch = self._start_states(x0)
         instance = bind(self.problem, batch, params)
@@ -119,7 +122,7 @@ class ILQR(nn.Module):
 
 
 def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
-    """The cost (B,) as a function of x, u and the values; of problems outside `passes` (B,) as a number, whose gradient is zero."""
+    """The cost (B,), a function of x, u and the values; of problems outside `passes` (B,) a number without a gradient."""
     index = passes.nonzero().squeeze(1)
     number = solved.cost + 0.0 * u.flatten(1).sum(1)  # a zero gradient, not none
     if index.numel() == 0:
@@ -140,7 +143,7 @@ def _solution(solved: Iterate, x: Tensor, u: Tensor, cost: Tensor) -> Solution:
 
 
 def _refuse_hidden_tensors(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
-    """Raise a ValueError where a function depends on a tensor that requires a gradient and isn't among the instance's values."""
+    """Raise a ValueError where a function depends on a tensor that requires a gradient and isn't the instance's."""
     first = torch.zeros(1, dtype=torch.int64, device=x0.device)
     plain = instance.with_values(tuple(value.detach() for value in instance.values)).select(first)
     x, u = x0[:1].detach(), u_init[:1, 0].detach()
@@ -152,8 +155,8 @@ def _refuse_hidden_tensors(instance: Instance, x0: Tensor, u_init: Tensor) -> No
     for name, result in results.items():
         if result.requires_grad:
             raise ValueError(
-                f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its gradient "
-                "would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
+                f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its "
+                "gradient would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
             )
 
 

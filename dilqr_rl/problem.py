@@ -11,12 +11,15 @@ __all__ = ["ControlProblem"]
 
 
 class ControlProblem(nn.Module):
-    """Minimise sum_{t<T} stage_cost(x_t, u_t) + terminal_cost(x_T) subject to x_{t+1} = dynamics(x_t, u_t), u_min <= u_t <= u_max.
+    """Minimise the sum of stage_cost(x_t, u_t) over t < T, plus terminal_cost(x_T), over the controls.
 
-    The functions take leading batch dimensions: x (..., n), u (..., m). Give an `nn.Module` for anything that is to be learnt: its
-    parameters and buffers become the problem's, under names such as "dynamics.mass" or "stage_cost.goal". The bounds are buffers
-    named "u_min" and "u_max" (parameters, if you pass an `nn.Parameter`). A submodule may list, in an attribute `positive`, the names
-    of parameters that must stay above zero; the planner refuses other values.
+    Subject to x_{t+1} = dynamics(x_t, u_t) from a given x_0, and u_min <= u_t <= u_max.
+
+    The functions take leading batch dimensions: x (..., n), u (..., m). Give an `nn.Module` for anything that is to be
+        learnt: its
+    parameters and buffers become the problem's, under names such as "dynamics.mass" or "stage_cost.goal". The bounds are
+    buffers named "u_min" and "u_max" (parameters, if you pass an `nn.Parameter`). A submodule may list, in an attribute
+    `positive`, the names of parameters that must stay above zero; the planner refuses other values.
 
     Args:
         dynamics: (x, u) -> next x (..., n).
@@ -46,6 +49,8 @@ class ControlProblem(nn.Module):
         u_max: float | Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.u_min: Tensor
+        self.u_max: Tensor
         self.horizon = _positive_integer("horizon", horizon)
         self.state_size = _positive_integer("state_size", state_size)
         self.control_size = _positive_integer("control_size", control_size)

@@ -28,12 +28,16 @@ class Status(IntEnum):
 _SENTENCES = {
     Status.CONVERGED: "The projected gradient is below the tolerance.",
     Status.MAX_ITERATIONS: (
-        "The projected gradient is still above the tolerance after max_iterations; raise max_iterations or give a better u_init."
+        "The projected gradient is still above the tolerance after max_iterations; raise max_iterations or give a better "
+        "u_init."
     ),
     Status.LINE_SEARCH_FAILED: (
-        "No step lowers the cost, however strong the regularisation; is the problem smooth, and the tolerance within reach of float64?"
+        "No step lowers the cost, however strong the regularisation; is the problem smooth, and the tolerance within reach "
+        "of float64?"
     ),
-    Status.NONFINITE: "The dynamics or a cost gave NaN or infinity along the trajectory; look at x0, u_init and the parameters.",
+    Status.NONFINITE: (
+        "The dynamics or a cost gave NaN or infinity along the trajectory; look at x0, u_init and the parameters."
+    ),
 }
 
 

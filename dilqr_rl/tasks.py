@@ -1,7 +1,7 @@
 """What a planner must know about an environment, and where to find it.
 
-An environment and an agent meet here: the environment (or a function registered for its id) hands out a `ControlTask`, the agent
-plans with it. Neither imports the other.
+An environment and an agent meet here: the environment (or a function registered for its id) hands out a `ControlTask`, the
+agent plans with it. Neither imports the other.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def find_task(env: Any) -> ControlTask:
         task = _load(entry)(base)
     else:
         raise ValueError(
-            f"env: no model is known for {spec.id if spec else type(base).__name__!r}; known ids: {known_ids()}. Give the environment a "
-            "method control_task(), or call dilqr_rl.register_task(env_id, function)."
+            f"env: no model is known for {spec.id if spec else type(base).__name__!r}; known ids: {known_ids()}. Give the "
+            "environment a method control_task(), or call dilqr_rl.register_task(env_id, function)."
         )
     kwargs = {key: value for key, value in (spec.kwargs if spec is not None else {}).items() if key != "render_mode"}
     return replace(task, env_kwargs=kwargs)

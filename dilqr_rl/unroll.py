@@ -1,8 +1,8 @@
 """The gradient by backpropagation through every iteration: the reference that the implicit gradient is measured against.
 
-The solve runs without gradients and notes its decisions (step lengths, weights, regularisation); then its steps are taken again, with
-gradients on. Memory grows with the iterations. The derivative of an iterate lags one Newton step behind the iterate itself, so each
-converged problem takes one whole step more.
+The solve runs without gradients and notes its decisions (step lengths, weights, regularisation); then its steps are taken
+again, with gradients on. Memory grows with the iterations. The derivative of an iterate lags one Newton step behind the
+iterate itself, so each converged problem takes one whole step more.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def replay(solved: Iterate, decisions: list[Decision], x0: Tensor, u_init: Tenso
         u_init: (B, T, m).
 
     Returns:
-        States (B, T+1, n) and controls (B, T, m): the solver's numbers, with the gradient of the steps. Problems that ended NONFINITE
-        are left out of the graph: their gradient is zero.
+        States (B, T+1, n) and controls (B, T, m): the solver's numbers, with the gradient of the steps. Problems that ended
+        NONFINITE are left out of the graph: their gradient is zero.
     """
     B = x0.shape[0]
     lower, upper = solved.instance.bounds(B)
@@ -46,7 +46,11 @@ def replay(solved: Iterate, decisions: list[Decision], x0: Tensor, u_init: Tenso
             continue
         at, where = place[index[taken]], index[taken]
         moved = _step(
-            solved.instance.select(where), (lower[where], upper[where]), x[at], u[at], (weight[taken], regularisation[taken], length[taken])
+            solved.instance.select(where),
+            (lower[where], upper[where]),
+            x[at],
+            u[at],
+            (weight[taken], regularisation[taken], length[taken]),
         )
         x, u = x.index_put((at,), moved[0]), u.index_put((at,), moved[1])
     x, u = (value[alive] + (part - part.detach()) for value, part in ((solved.x, x), (solved.u, u)))

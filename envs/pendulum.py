@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PendulumDynamics", "PendulumEnv", "pendulum_v1_task"]
 
-_HORIZON = 40
+_HORIZON = 50
 _TIME_STEP = 0.05
 _COST_WEIGHTS = (1.0, 1.0, 0.1, 0.001)
 _COST_GOAL = (1.0, 0.0, 0.0, 0.0)

@@ -56,7 +56,7 @@ class SystemDynamics(nn.Module):
     @property
     def physics(self) -> dict[str, float]:
         """The physics as they stand now, by name."""
-        return {name: parameter.item() for name, parameter in self.named_parameters(recurse=False)}
+        return {name: getattr(self, name).item() for name in self.physics_names()}
 
     @classmethod
     def physics_names(cls) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A checkout, an editable installation and a wheel hold the same packages, and import alike from wherever the user stands."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -72,6 +73,11 @@ print(dilqr_rl.__file__)
 
 def test_the_installation_imports_in_a_folder_with_its_own_envs_and_agents(shadows: Path) -> None:
     python("-c", IMPORT_ALL, cwd=shadows)
+
+
+def test_the_command_is_installed_and_imports() -> None:
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="dilqr")
+    assert callable(command.load())
 
 
 @needs_checkout

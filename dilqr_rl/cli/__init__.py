@@ -1,0 +1,45 @@
+"""The command line: `dilqr expert`, `train`, `evaluate` and `demo`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import torch
+import tyro
+
+from dilqr_rl.cli.console import console
+from dilqr_rl.cli.demo import Demo
+from dilqr_rl.cli.evaluate import Evaluate
+from dilqr_rl.cli.expert import Expert
+from dilqr_rl.cli.train import Train
+
+__all__ = ["main"]
+
+Command = (
+    Annotated[Expert, tyro.conf.subcommand("expert")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what a person got wrong is told in a line, with exit code 2."""
+    command: Command = tyro.cli(
+        Command,
+        args=arguments,
+        prog="dilqr",
+        description="Planning policies: roll out an expert, clone it, evaluate the clone.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        # The solver's tensors are small: a second thread costs more than it brings, several times more where cores are shared.
+        torch.set_num_threads(1)
+        command.run()
+    except (ValueError, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        sys.exit(130)

@@ -1,0 +1,53 @@
+"""`dilqr expert`: roll out the expert planner and keep its episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dilqr_rl.cli.console import console, progress
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Roll out the planner with the environment's own model, and write the episodes to an .npz file."""
+
+    env: tyro.conf.Positional[str]
+    """Id of an environment whose model is known, e.g. dilqr_rl/Pendulum-v0."""
+    out: Path
+    """The file to write."""
+    episodes: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 12
+    """How many episodes; they run side by side."""
+    horizon: int = 20
+    """Steps that a plan looks ahead."""
+    warm_start: bool = False
+    """Start each plan from the last one. Better control with long horizons, but such an expert's actions depend on more
+    than the observation, so that they can't be cloned exactly."""
+    physics: dict[str, float] = field(default_factory=dict)
+    """Physics of the environment that differ from its defaults, e.g. --physics mass 2 length 0.5."""
+    seed: int = 0
+    """Of the first episode; the next has the next seed."""
+    overwrite: bool = False
+    """Overwrite the file if it exists."""
+
+    def run(self) -> None:
+        """Roll out, write, and tell."""
+        from dilqr_rl.agents import MPCPolicy, roll_out
+        from dilqr_rl.agents.environments import make_env
+        from dilqr_rl.agents.files import check_can_write
+        from dilqr_rl.cli.tables import rollout_table
+
+        check_can_write(self.out, overwrite=self.overwrite)
+        env_kwargs = {"physics": self.physics} if self.physics else {}
+        env = make_env(self.env, env_kwargs)
+        policy = MPCPolicy.for_env(env, horizon=self.horizon, warm_start=self.warm_start)
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+        env.close()
+        with progress(f"{self.episodes} episodes of {self.env}", self.episodes * (limit or 0)) as bar:
+            found = roll_out(policy, self.env, env_kwargs, episodes=self.episodes, seed=self.seed, on_step=bar.advance)
+        found.demonstrations.save(self.out, overwrite=self.overwrite)
+        console.print(rollout_table(f"expert on {self.env}", found))
+        console.print(f"{found.demonstrations.num_steps} steps written to {self.out}")

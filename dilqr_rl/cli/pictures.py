@@ -1,0 +1,78 @@
+"""What the demo leaves for the eye: a plot and a GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from dilqr_rl.agents.cloning import CloningResult
+    from dilqr_rl.agents.demonstrations import Episode
+
+__all__ = ["draw_learning", "write_gif"]
+
+_PREDICTED_STEPS = 60
+_TIME_STEP = 0.05
+_MAX_TORQUE = 2.0
+
+
+def draw_learning(result: CloningResult, models: Mapping[str, nn.Module], episode: Episode, path: Path) -> None:
+    """Plot the learning curve, and a real pendulum episode beside what each model predicts from its start and actions.
+
+    Args:
+        result: of the cloning.
+        models: dynamics to predict with, by label.
+        episode: observations (T+1, 3) and actions (T, 1).
+        path: the PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, motion = figure.subplots(1, 2)
+    losses.semilogy(*zip(*result.train, strict=True), color="tab:blue", alpha=0.4, label="training batch")
+    losses.semilogy(*zip(*result.validation, strict=True), "o-", color="tab:blue", label="validation")
+    losses.set(xlabel="optimiser step", ylabel="imitation loss", title="Learning from actions alone")
+    losses.legend()
+    steps = min(_PREDICTED_STEPS, len(episode))
+    seconds = _TIME_STEP * np.arange(steps + 1)
+    motion.plot(seconds, _angle(episode.observations[: steps + 1]), color="black", lw=4, alpha=0.3, label="real")
+    for (label, dynamics), style in zip(models.items(), ("--", "-"), strict=True):
+        predicted = _predict(dynamics, episode.observations[0], episode.actions[:steps])
+        motion.plot(seconds, _angle(predicted), style, label=f"predicted, {label} training")
+    motion.set(xlabel="time [s]", ylabel="angle from upright [rad]", title="A swing-up, and what the models predict")
+    motion.legend()
+    figure.savefig(path, dpi=110)
+
+
+def write_gif(env_id: str, episode: Episode, path: Path) -> None:
+    """Draw a pendulum episode frame by frame, every other step, half size."""
+    from PIL import Image
+
+    from dilqr_rl.agents.environments import make_env
+
+    env = make_env(env_id, render_mode="rgb_array")
+    frames = []
+    for observation in episode.observations[::2]:
+        env.reset(options={"state": observation})
+        frames.append(Image.fromarray(np.asarray(env.render())).resize((250, 250), Image.Resampling.LANCZOS).quantize(64))
+    env.close()
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=int(2000 * _TIME_STEP), loop=0)
+
+
+@torch.no_grad()
+def _predict(dynamics: nn.Module, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    states = [torch.as_tensor(start, dtype=torch.float64)]
+    for action in actions:
+        states.append(dynamics(states[-1], _MAX_TORQUE * torch.as_tensor(action, dtype=torch.float64)))
+    return torch.stack(states).numpy()
+
+
+def _angle(states: np.ndarray) -> np.ndarray:
+    return np.unwrap(np.arctan2(states[:, 1], states[:, 0]))
