@@ -59,7 +59,7 @@ def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None
         "settings": {**policy.settings, "options": asdict(policy.settings["options"])},
         "network": {name: arguments[name] for name in _PLAIN},
     }
-    metadata = {"format": _FORMAT, "version": _VERSION, "config": json.dumps(config)}
+    metadata = {"format": _FORMAT, "version": _VERSION, "config": json.dumps(config, default=float)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     write_whole(path, lambda file: save_file(tensors, file, metadata), overwrite=overwrite)
 

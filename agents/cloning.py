@@ -96,7 +96,10 @@ def clone(
 
     Raises:
         DemonstrationsError: the demonstrations' sizes are not the policy's.
+        ValueError: the policy has nothing to learn.
     """
+    if isinstance(policy, MPCPolicy) and not any(parameter.requires_grad for parameter in policy.problem.parameters()):
+        raise ValueError('policy: nothing in its model is learnt. Make it with learn=("physics",), for example.')
     options = options or CloningOptions()
     samples, held_out = _Samples(policy, train), _Samples(policy, validation)
     rng = np.random.default_rng(options.seed)

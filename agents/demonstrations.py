@@ -126,7 +126,7 @@ class Demonstrations:
         """
         header = {"format": _FORMAT, "version": _VERSION, "env_id": self.env_id, "env_kwargs": dict(self.env_kwargs)}
         arrays = {
-            "header": np.array(json.dumps(header)),
+            "header": np.array(json.dumps(header, default=float)),
             "observations": np.concatenate([episode.observations for episode in self.episodes]),
             "actions": np.concatenate([episode.actions for episode in self.episodes]),
             "rewards": np.concatenate([episode.rewards for episode in self.episodes]),
@@ -152,7 +152,8 @@ class Demonstrations:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: there is no such file.")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy leaves a damaged file open if it has opened it itself.
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header, arrays = json.loads(str(file["header"])), {name: file[name] for name in _ARRAYS}
         except _UNREADABLE as error:
             raise DemonstrationsError(

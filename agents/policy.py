@@ -83,7 +83,7 @@ class MPCPolicy(ActorCriticPolicy):
         _check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": horizon,
-            "physics": {name: float(value) for name, value in (physics or {}).items()},
+            "physics": dict(physics or {}),
             "learn": tuple(learn),
             "options": options,
             "gradient": gradient,

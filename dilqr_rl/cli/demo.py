@@ -13,14 +13,14 @@ from dilqr_rl.cli.console import console, progress
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import ActorCriticPolicy
 
-    from dilqr_rl.agents.demonstrations import Demonstrations
+    from dilqr_rl.agents import CloningOptions, CloningResult, Demonstrations, MPCPolicy
     from dilqr_rl.agents.rollouts import RollOuts
 
 _ENV = "dilqr_rl/Pendulum-v0"
 _WRONG = {"gravity": 15.0, "mass": 3.0, "length": 0.5}
-_LEARN = ("dynamics.gravity", "dynamics.mass", "dynamics.length")
 _HORIZON = 20
-_STEPS = 200  # of an episode
+_EPISODE_STEPS = 200
+_NETWORK_STEPS, _NETWORK_LEARNING_RATE = 3000, 3e-3
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Demo:
     out: Path = Path("demo")
     """Folder for the demonstrations, the clone, a plot and a GIF; a number is added to its name if it exists."""
     episodes: int = 10
-    """Episodes to clone from."""
+    """Episodes to clone from: three fifths to learn from, the rest to validate and to test."""
     evaluation_episodes: int = 8
     """Episodes to compare the policies on."""
     steps: int = 100
@@ -40,81 +40,101 @@ class Demo:
 
     def run(self) -> None:
         """Roll out, clone, compare, and leave the evidence in a folder."""
-        from dilqr_rl.agents import CloningOptions, Demonstrations, MPCPolicy, clone, imitation_loss
-        from dilqr_rl.agents.environments import make_env
+        from dilqr_rl.agents import CloningOptions, Demonstrations, imitation_loss
         from dilqr_rl.cli.pictures import draw_learning, write_gif
         from dilqr_rl.cli.tables import parameter_table
 
         folder = _new_folder(self.out)
-        env = make_env(_ENV)
-        exact = MPCPolicy.for_env(env, horizon=_HORIZON, warm_start=False)
-        everything = self._roll_out("1/5 expert", exact, self.episodes + self.evaluation_episodes, self.seed)
-        episodes = everything.demonstrations.episodes
-        data = Demonstrations(_ENV, {}, episodes[: self.episodes])
+        exact, learner, network = _planner({}), _planner(_WRONG), _network(self.seed)
+        wrong, start = _planner(_WRONG), learner.parameter_values()
+        experts = self._roll_out("1/5 expert", exact, self.episodes + self.evaluation_episodes, self.seed)
+        data = Demonstrations(_ENV, {}, experts.demonstrations.episodes[: self.episodes])
         data.save(folder / "demonstrations.npz")
         train, validation, test = data.split(self.seed)
 
-        clone_of = MPCPolicy.for_env(env, horizon=_HORIZON, warm_start=False, physics=_WRONG, learn=_LEARN)
-        start, before = clone_of.parameter_values(), imitation_loss(clone_of, test)
-        first = self.seed + self.episodes
-        wrong = self._roll_out("2/5 clone before training", clone_of, self.evaluation_episodes, first)
-        with progress("3/5 cloning", self.steps) as bar:
-            result = clone(
-                clone_of,
-                train,
-                validation,
-                CloningOptions(steps=self.steps, seed=self.seed),
-                lambda so_far: bar.advance(note=f"validation loss {so_far.validation[-1][1]:.1e}"),
-            )
-        clone_of.save(folder / "clone.safetensors")
-        learnt = self._roll_out("4/5 clone after training", clone_of, self.evaluation_episodes, first)
-        network = self._network(train, validation)
-        reference = self._roll_out("5/5 network", network, self.evaluation_episodes, first)
+        before = self._evaluate("2/5 clone before training", wrong)
+        result = self._clone(learner, train, validation, CloningOptions(steps=self.steps, seed=self.seed))
+        learner.save(folder / "clone.safetensors")
+        after = self._evaluate("4/5 clone after training", learner)
+        _clone_network(network, train, validation, self.seed)
+        reference = self._evaluate("5/5 network", network)
 
-        after = imitation_loss(clone_of, test)
-        comparison = Table(title=f"on {self.evaluation_episodes} new starts", title_justify="left")
-        for column in ("", "imitation loss", "return"):
-            comparison.add_column(column, justify="left" if not column else "right")
-        expert_return = everything.returns[self.episodes :].mean()
-        comparison.add_row("expert", "0", f"{expert_return:.2f}")
-        comparison.add_row("clone before training", f"{before:.2g}", f"{wrong.returns.mean():.2f}")
-        comparison.add_row("clone after training", f"{after:.2g}", f"{learnt.returns.mean():.2f}", style="bold")
-        comparison.add_row("network, same data", f"{imitation_loss(network, test):.2g}", f"{reference.returns.mean():.2f}")
-
-        lowest = min(learnt.demonstrations.episodes, key=lambda episode: episode.observations[0, 0])
-        models = {"before": MPCPolicy.for_env(env, physics=_WRONG).problem.dynamics, "after": clone_of.problem.dynamics}
-        draw_learning(result, models, lowest, folder / "learning.png")
-        write_gif(_ENV, lowest, folder / "swing_up.gif")
-        env.close()
-        console.print(parameter_table(start, clone_of.parameter_values(), exact.parameter_values()))
+        episode = min(after.demonstrations.episodes, key=lambda episode: float(episode.observations[0, 0]))
+        models = {"before": wrong.problem.dynamics, "after": learner.problem.dynamics}
+        draw_learning(result, models, episode, folder / "learning.png")
+        write_gif(_ENV, episode, folder / "swing_up.gif")
+        losses = [imitation_loss(policy, test) for policy in (exact, wrong, learner, network)]
+        returns = [experts.returns[self.episodes :].mean(), *(found.returns.mean() for found in (before, after, reference))]
+        console.print(parameter_table(start, learner.parameter_values(), exact.parameter_values()))
         console.print(
             "A pendulum's motion depends on mass, length and gravity through the two combinations in bold alone, so actions "
             "identify these two; along the third direction every value fits equally well.",
             highlight=False,
         )
-        console.print(comparison)
-        console.print(
-            f"The loss fell by a factor of {before / after:.1e}. In {folder}/: "
-            + ", ".join(sorted(p.name for p in folder.iterdir()))
-        )
+        console.print(_comparison(f"on {self.evaluation_episodes} new starts", losses, returns))
+        files = ", ".join(sorted(path.name for path in folder.iterdir()))
+        console.print(f"The loss fell by a factor of {losses[1] / losses[2]:.1e}. In {folder}/: {files}", highlight=False)
 
     def _roll_out(self, title: str, policy: ActorCriticPolicy, episodes: int, seed: int) -> RollOuts:
         from dilqr_rl.agents import roll_out
 
-        with progress(title, episodes * _STEPS) as bar:
+        with progress(title, episodes * _EPISODE_STEPS) as bar:
             return roll_out(policy, _ENV, episodes=episodes, seed=seed, on_step=bar.advance)
 
-    def _network(self, train: Demonstrations, validation: Demonstrations) -> ActorCriticPolicy:
-        import torch
+    def _evaluate(self, title: str, policy: ActorCriticPolicy) -> RollOuts:
+        """On starts that no demonstration had."""
+        return self._roll_out(title, policy, self.evaluation_episodes, self.seed + self.episodes)
 
-        from dilqr_rl.agents import CloningOptions, clone, network_policy
-        from dilqr_rl.agents.environments import make_env
+    def _clone(
+        self, policy: MPCPolicy, train: Demonstrations, validation: Demonstrations, options: CloningOptions
+    ) -> CloningResult:
+        from dilqr_rl.agents import clone
 
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            network = network_policy(make_env(_ENV))
-        clone(network, train, validation, CloningOptions(steps=3000, learning_rate=3e-3, validate_every=100, seed=self.seed))
-        return network
+        with progress("3/5 cloning", options.steps) as bar:
+
+            def tell(result: CloningResult) -> None:
+                bar.advance(note=f"validation loss {result.validation[-1][1]:.1e}")
+
+            return clone(policy, train, validation, options, tell)
+
+
+def _planner(physics: dict[str, float]) -> MPCPolicy:
+    from dilqr_rl.agents import MPCPolicy
+    from dilqr_rl.agents.environments import make_env
+
+    env = make_env(_ENV)
+    try:
+        return MPCPolicy.for_env(env, horizon=_HORIZON, warm_start=False, physics=physics)
+    finally:
+        env.close()
+
+
+def _network(seed: int) -> ActorCriticPolicy:
+    import torch
+
+    from dilqr_rl.agents import network_policy
+    from dilqr_rl.agents.environments import make_env
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return network_policy(make_env(_ENV))
+
+
+def _clone_network(network: ActorCriticPolicy, train: Demonstrations, validation: Demonstrations, seed: int) -> None:
+    from dilqr_rl.agents import CloningOptions, clone
+
+    options = CloningOptions(steps=_NETWORK_STEPS, learning_rate=_NETWORK_LEARNING_RATE, validate_every=100, seed=seed)
+    clone(network, train, validation, options)
+
+
+def _comparison(title: str, losses: list[float], returns: list[float]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("", "imitation loss", "return"):
+        table.add_column(column, justify="right" if column else "left")
+    names = ("expert", "clone before training", "clone after training", "network, same data")
+    for name, loss, value in zip(names, losses, returns, strict=True):
+        table.add_row(name, f"{loss:.2g}", f"{value:.2f}", style="bold" if name.endswith("after training") else None)
+    return table
 
 
 def _new_folder(path: Path) -> Path:

@@ -130,8 +130,10 @@ np.save("actions.npy", MPCPolicy.load("policy.safetensors").predict(np.load("see
 
 
 def test_numbers_of_numpy_among_the_settings_are_kept(tmp_path: Path) -> None:
-    make(physics={"mass": np.float32(2.5)}).save(tmp_path / "policy.safetensors")
-    assert MPCPolicy.load(tmp_path / "policy.safetensors").settings["physics"] == {"mass": 2.5}
+    make(physics={"mass": np.float32(2.5)}, env_kwargs={"max_torque": np.float32(1.5)}).save(tmp_path / "policy.safetensors")
+    loaded = MPCPolicy.load(tmp_path / "policy.safetensors")
+    assert loaded.settings["physics"] == {"mass": 2.5}
+    assert loaded.task.env_kwargs == {"max_torque": 1.5}
 
 
 # What is no checkpoint.
@@ -145,14 +147,19 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
-@pytest.mark.parametrize("write", [lambda path, bomb: path.write_bytes(pickle.dumps(bomb)), lambda path, bomb: torch.save(bomb, path)])
+@pytest.mark.parametrize(
+    "write", [lambda path, bomb: path.write_bytes(pickle.dumps(bomb)), lambda path, bomb: torch.save(bomb, path)]
+)
 def test_a_crafted_pickle_is_refused_and_not_executed(write: Callable[[Path, Bomb], Any], tmp_path: Path) -> None:
-    path, marker = tmp_path / "policy.safetensors", tmp_path / "executed"
+    path, marker = tmp_path / "policy.pt", tmp_path / "executed"
     write(path, Bomb(marker))
     with pytest.raises(CheckpointError, match=r"expected a safetensors file as MPCPolicy\.save writes it.*Pickles are never read"):
         MPCPolicy.load(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False) if path.read_bytes()[:2] == b"PK" else pickle.loads(path.read_bytes())
+    if path.read_bytes().startswith(b"PK"):
+        torch.load(path, weights_only=False)
+    else:
+        pickle.loads(path.read_bytes())
     assert marker.exists()  # the bomb was live
 
 
@@ -227,6 +234,7 @@ def _in_settings(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (_in_settings(learn=5), "not a whole checkpoint"),
         (_in_settings(learn=[]), "not a whole checkpoint"),
         (_in_settings(physics={"mass": -1.0}), "physics: expected a number above 0"),
+        (_in_settings(physics=[1]), "not a whole checkpoint"),
         (_in_settings(physics={"mass": "heavy"}), "not a whole checkpoint"),
         (_in_settings(gradient="magic"), "gradient: expected one of"),
         (_in_settings(options=None), "not a whole checkpoint"),

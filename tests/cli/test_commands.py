@@ -1,0 +1,325 @@
+"""`dilqr` from the shell's side: what it leaves, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from dilqr_rl.agents import Demonstrations, Episode, MPCPolicy
+from dilqr_rl.agents import rollouts as rollouts_module
+from dilqr_rl.cli import main
+
+ENV = "dilqr_rl/Pendulum-v0"
+TINY = ("--horizon", "4")
+
+
+def run(*arguments: str | Path) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a refused command says: one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert exit_.value.code == 2
+    assert said.count("\n") == 1, said
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    """Made by hand, by a pendulum of 1.2 kg near upright."""
+    env = gym.make(f"dilqr_rl.envs:{ENV}")
+    expert = MPCPolicy.for_env(env, horizon=4, warm_start=False, physics={"mass": 1.2})
+    env.close()
+    rng = np.random.default_rng(0)
+    episodes = []
+    for _ in range(3):
+        angle, rate = rng.uniform(-0.08, 0.08, (2, 5))
+        observations = np.stack((np.cos(angle), np.sin(angle), rate), axis=-1).astype(np.float32)
+        episodes.append(Episode(observations, expert.predict(observations[:-1])[0], np.zeros(4), False, True))
+    Demonstrations(ENV, {}, tuple(episodes)).save(tmp_path / "demonstrations.npz")
+    return tmp_path / "demonstrations.npz"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    env = gym.make(f"dilqr_rl.envs:{ENV}")
+    MPCPolicy.for_env(env, horizon=4, warm_start=False).save(tmp_path / "clone.safetensors")
+    env.close()
+    return tmp_path / "clone.safetensors"
+
+
+def test_expert_train_and_evaluate_follow_on_each_other(
+    short_episodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, clone = tmp_path / "data.npz", tmp_path / "clone.safetensors"
+    run("expert", ENV, "-n", "4", "--out", data, *TINY, "--physics", "mass", "2", "length", "0.5", "--seed", "3")
+    assert f"{4 * short_episodes} steps written to {data}" in capsys.readouterr().out.replace("\n", "")
+    found = Demonstrations.load(data)
+    assert (found.env_id, found.env_kwargs) == (ENV, {"physics": {"mass": 2.0, "length": 0.5}})
+    assert [len(episode) for episode in found.episodes] == [short_episodes] * 4
+
+    run("train", data, "--out", clone, *TINY, "--steps", "2", "--batch-size", "4", "--learn", "dynamics.mass", "goal")
+    said = capsys.readouterr().out
+    assert re.search(r"dynamics\.mass .* 2 ", said), said  # the demonstrator's mass is known to be the true one
+    assert "test episodes" in said
+    policy = MPCPolicy.load(clone)
+    assert policy.task.env_kwargs == found.env_kwargs
+    assert policy.parameter_values()["dynamics.length"] == 0.5
+    assert policy.problem.horizon == 4
+
+    run("evaluate", clone, "-n", "2")
+    assert "converged" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clone.safetensors", "data.npz"]
+
+
+def test_the_expert_is_the_policy_and_its_seeds_count_up(short_episodes: int, tmp_path: Path) -> None:
+    run("expert", ENV, "-n", "2", "--out", tmp_path / "data.npz", *TINY, "--seed", "7")
+    env = gym.make(ENV)
+    policy = MPCPolicy.for_env(env, horizon=4, warm_start=False)
+    for number, episode in enumerate(Demonstrations.load(tmp_path / "data.npz").episodes):
+        observation, _ = env.reset(seed=7 + number)
+        np.testing.assert_array_equal(episode.observations[0], observation)
+        np.testing.assert_array_equal(episode.actions, policy.predict(episode.observations[:-1])[0])
+
+
+def test_train_brings_the_loss_down(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--steps", "30", "--batch-size", "8", "--learn", "dynamics.mass", *TINY)
+    run("train", demonstrations, "--out", tmp_path / "clone.safetensors", *arguments)
+    said = capsys.readouterr().out
+    match = re.search(r"imitation loss on 1 test episodes: (\S+) before, (\S+) after", said.replace("\n", " "))
+    assert match, said
+    assert float(match[2]) < 0.01 * float(match[1])
+    learnt = MPCPolicy.load(tmp_path / "clone.safetensors").parameter_values()["dynamics.mass"].item()
+    assert learnt == pytest.approx(1.2, abs=0.05)
+
+
+def test_train_reports_every_parameter_that_moved(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--steps", "2", "--batch-size", "4", "--learn", "goal", "weights", *TINY)
+    run("train", demonstrations, "--out", tmp_path / "clone.safetensors", *arguments)
+    said = capsys.readouterr().out
+    assert "stage_cost.goal" in said
+    assert "stage_cost.weights" in said
+    assert "dynamics.mass" not in said
+
+
+def test_train_starts_where_it_is_told(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--steps", "1", "--batch-size", "4", "--learn", "dynamics.mass", "--physics", "mass", "7.5", *TINY)
+    run("train", demonstrations, "--out", tmp_path / "clone.safetensors", *arguments)
+    assert re.search(r"dynamics\.mass\W+7\.5\W", capsys.readouterr().out)
+
+
+def test_an_interrupted_training_keeps_the_best(
+    demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dilqr_rl.cli.console.Bar.advance", interrupt)
+    run("train", demonstrations, "--out", tmp_path / "clone.safetensors", "--steps", "50", "--batch-size", "4", *TINY)
+    assert "interrupted; keeping the best so far" in capsys.readouterr().out
+    MPCPolicy.load(tmp_path / "clone.safetensors")
+
+
+def test_an_interrupted_expert_leaves_nothing(
+    short_episodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rollouts_module, "_run", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        run("expert", ENV, "-n", "2", "--out", tmp_path / "data.npz", *TINY)
+    assert exit_.value.code == 130
+    assert "interrupted" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files that exist.
+
+
+def test_expert_overwrites_only_when_asked(short_episodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(b"precious")
+    assert f"{path} exists already" in refused(capsys, "expert", ENV, "-n", "2", "--out", path, *TINY)
+    assert path.read_bytes() == b"precious"
+    run("expert", ENV, "-n", "2", "--out", path, "--overwrite", *TINY)
+    assert len(Demonstrations.load(path)) == 2
+
+
+def test_train_overwrites_only_when_asked(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "clone.safetensors"
+    path.write_bytes(b"precious")
+    arguments = ("train", demonstrations, "--out", path, "--steps", "1", "--batch-size", "4", *TINY)
+    assert f"{path} exists already" in refused(capsys, *arguments)
+    assert path.read_bytes() == b"precious"
+    run(*arguments, "--overwrite")
+    assert isinstance(MPCPolicy.load(path), MPCPolicy)
+
+
+# Bad input.
+
+
+def test_unknown_environments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ("--out", tmp_path / "data.npz")
+    assert "no model is known for 'CartPole-v1'; known ids:" in refused(capsys, "expert", "CartPole-v1", *out)
+    for env_id in ("Nowhere-v0", "nowhere:Nowhere-v0", "dilqr_rl/Nowhere-v0"):
+        assert f"env: '{env_id}' can't be made" in refused(capsys, "expert", env_id, *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--physics", "colour", "1"), "physics"),
+        (("--physics", "mass", "-1"), "mass"),
+        (("--horizon", "0"), "horizon: expected a positive integer"),
+        (("-n", "0"), "episodes: expected at least 1"),
+    ],
+)
+def test_impossible_arguments_of_expert_are_refused(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, "expert", ENV, "--out", tmp_path / "data.npz", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--learn", "colour"), "learn: the problem has nothing called 'colour'"),
+        (("--off-by", "0"), "off-by: expected a number above 0"),
+        (("--off-by", "nan"), "off-by: expected a number above 0"),
+        (("--physics", "colour", "1"), "physics: 'colour' is no parameter"),
+        (("--physics", "mass", "-1"), "physics: expected a number above 0 for 'mass'"),
+        (("--steps", "0"), "steps: expected at least 1"),
+        (("--learning-rate", "-1"), "learning_rate: expected a number above 0"),
+        (("--horizon", "-4"), "horizon: expected a positive integer"),
+        (("--learn",), "nothing in its model is learnt"),
+    ],
+)
+def test_impossible_arguments_of_train_are_refused(
+    arguments: tuple[str, ...], message: str, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clone.safetensors"
+    assert message in refused(capsys, "train", demonstrations, "--out", out, *TINY, *arguments)
+    assert not out.exists()
+
+
+def test_missing_files_and_folders_are_refused(
+    demonstrations: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, out = tmp_path / "missing", ("--out", tmp_path / "out.safetensors")
+    assert f"{missing}: there is no such file" in refused(capsys, "train", missing, *out)
+    assert f"{missing}: there is no such file" in refused(capsys, "evaluate", missing)
+    for command in (("train", demonstrations), ("expert", ENV)):
+        assert f"the folder {missing} doesn't exist" in refused(capsys, *command, "--out", missing / "file")
+
+
+def test_foreign_files_are_refused(
+    demonstrations: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crafted, out = tmp_path / "crafted", ("--out", tmp_path / "out.safetensors")
+    crafted.write_bytes(pickle.dumps(print))
+    for path in (crafted, checkpoint):
+        assert f"{path}: expected an .npz file as `dilqr expert` writes it" in refused(capsys, "train", path, *out)
+    for path in (crafted, demonstrations):
+        assert f"{path}: expected a safetensors file" in refused(capsys, "evaluate", path)
+
+
+def test_too_few_episodes_are_refused(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    everything = Demonstrations.load(demonstrations)
+    Demonstrations(ENV, {}, everything.episodes[:2]).save(demonstrations, overwrite=True)
+    assert "expected at least 3 episodes" in refused(capsys, "train", demonstrations, "--out", tmp_path / "out.safetensors")
+
+
+def test_no_episodes_to_evaluate_are_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "episodes: expected at least 1" in refused(capsys, "evaluate", checkpoint, "-n", "0")
+
+
+# Help.
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ((), ("expert", "train", "evaluate", "demo")),
+        (("expert",), ("--out", "--episodes", "--horizon", "--physics", "--overwrite", "--seed")),
+        (("train",), ("--out", "--learn", "--off-by", "--steps", "--overwrite", "Ctrl-C")),
+        (("evaluate",), ("--episodes", "--seed", "CHECKPOINT")),
+        (("demo",), ("--out", "--episodes", "--steps")),
+    ],
+)
+def test_help_tells_the_arguments(command: tuple[str, ...], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(*command, "--help")
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("train",), ("expert", ENV), ("evaluate", "a", "b")])
+def test_a_wrong_command_line_ends_with_code_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    assert exit_.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_console_script_is_installed(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("dilqr")
+    done = subprocess.run([script, "evaluate", "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nowhere: there is no such file" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The demo.
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_its_evidence_and_never_overwrites(
+    short_episodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    small = ("--episodes", "3", "--evaluation-episodes", "2", "--steps", "2")
+    names = ["clone.safetensors", "demonstrations.npz", "learning.png", "swing_up.gif"]
+    run("demo", "--out", tmp_path / "demo", *small)
+    said = capsys.readouterr().out
+    for word in ("expert", "clone before training", "clone after training", "network", *names):
+        assert word in said
+    first = {path: path.read_bytes() for path in (tmp_path / "demo").iterdir()}
+    assert sorted(path.name for path in first) == names
+    assert len(Demonstrations.load(tmp_path / "demo" / "demonstrations.npz")) == 3
+    MPCPolicy.load(tmp_path / "demo" / "clone.safetensors")
+    with Image.open(tmp_path / "demo" / "swing_up.gif") as gif, Image.open(tmp_path / "demo" / "learning.png") as plot:
+        assert gif.n_frames == -(-(short_episodes + 1) // 2)
+        assert min(plot.size) > 300
+    run("demo", "--out", tmp_path / "demo", *small)
+    assert sorted(path.name for path in (tmp_path / "demo-2").iterdir()) == names
+    assert {path: path.read_bytes() for path in (tmp_path / "demo").iterdir()} == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-2"]
+
+
+def test_commands_run_on_one_thread(checkpoint: Path, short_episodes: int) -> None:
+    torch.set_num_threads(2)
+    run("evaluate", checkpoint, "-n", "1")
+    assert torch.get_num_threads() == 1
