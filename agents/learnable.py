@@ -94,7 +94,7 @@ def learnt_physics(problem: ControlProblem) -> dict[str, float]:
         if raw.requires_grad and raw.ndim == 0 and name.startswith("dynamics."):
             path = name.removesuffix(".original").replace("parametrizations.", "")
             owner, _, leaf = path.rpartition(".")
-            found[path.removeprefix("dynamics.")] = float(getattr(problem.get_submodule(owner), leaf))
+            found[path.removeprefix("dynamics.")] = float(getattr(problem.get_submodule(owner), leaf).detach())
     return found
 
 

@@ -1,4 +1,6 @@
-"""Control problems that the tests share: the two published ones, one hard for the box step, networks, and two with answers on paper."""
+"""Control problems that the tests share: the two published ones, one hard for the box step, networks, and two
+with answers on paper.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +175,9 @@ def network_dynamics(horizon: int = 8) -> ControlProblem:
 
 
 def network_cost(horizon: int = 8) -> ControlProblem:
-    return ControlProblem(NetworkDynamics(), NetworkCost(), horizon=horizon, state_size=3, control_size=2, u_min=-1.0, u_max=1.0)
+    return ControlProblem(
+        NetworkDynamics(), NetworkCost(), horizon=horizon, state_size=3, control_size=2, u_min=-1.0, u_max=1.0
+    )
 
 
 def network_starts(count: int, seed: int = 0) -> Tensor:
@@ -201,9 +205,7 @@ def linear(
     dynamics = LinearDynamics(0.9 * torch.eye(n, dtype=FLOAT) + 0.2 * normal(n, n, seed=seed), normal(n, m, seed=seed + 1))
     stage = QuadraticCost(uniform(n + m, seed, (0.5, 1.5)).squeeze(-1), normal(n + m, seed=seed + 2))
     terminal = QuadraticTerminalCost(uniform(n, seed + 1, (0.5, 1.5)).squeeze(-1).tolist(), normal(n, seed=seed + 3).tolist())
-    return ControlProblem(
-        dynamics, stage, terminal, horizon=horizon, state_size=n, control_size=m, u_min=u_min, u_max=u_max
-    )
+    return ControlProblem(dynamics, stage, terminal, horizon=horizon, state_size=n, control_size=m, u_min=u_min, u_max=u_max)
 
 
 def linear_starts(count: int, seed: int = 0) -> Tensor:

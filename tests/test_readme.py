@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ def test_every_block_is_tested() -> None:
 @pytest.mark.slow
 def test_example_learns_physics() -> None:
     spec = importlib.util.spec_from_file_location("learn_physics", ROOT / "examples" / "learn_physics.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     found = module.main(module.Args())
     assert found["loss"] < 1e-2

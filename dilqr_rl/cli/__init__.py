@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from dilqr_rl.cli.console import console
+from dilqr_rl.cli.console import console, errors
 from dilqr_rl.cli.demo import Demo
 from dilqr_rl.cli.evaluate import Evaluate
 from dilqr_rl.cli.expert import Expert
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         command.run()
     except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted")

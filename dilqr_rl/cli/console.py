@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Bar", "console", "progress"]
+__all__ = ["Bar", "console", "errors", "progress"]
 
 console = Console()
+errors = Console(stderr=True)
 
 
 class Bar:

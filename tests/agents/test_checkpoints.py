@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dilqr_rl import ILQROptions, register_task, tasks
+from dilqr_rl import ILQROptions, find_task, register_task, tasks
 from dilqr_rl.agents import CheckpointError, MPCPolicy
 from dilqr_rl.agents import checkpoints as module
 from dilqr_rl.agents.environments import make_env
@@ -47,13 +48,13 @@ def make(env_id: str = "dilqr_rl/Pendulum-v0", env_kwargs: dict[str, Any] | None
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.01 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return policy
 
 
 def observations(policy: MPCPolicy, count: int = 4) -> NDArray[np.float32]:
     policy.observation_space.seed(0)
-    return 0.1 * np.stack([policy.observation_space.sample() for _ in range(count)])
+    return np.float32(0.1) * np.stack([policy.observation_space.sample() for _ in range(count)])
 
 
 def parts(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -124,7 +125,9 @@ from dilqr_rl import MPCPolicy
 torch.set_num_threads(1)
 np.save("actions.npy", MPCPolicy.load("policy.safetensors").predict(np.load("seen.npy"))[0])
 """
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "actions.npy"), policy.predict(seen)[0])
 
@@ -153,7 +156,9 @@ class Bomb:
 def test_a_crafted_pickle_is_refused_and_not_executed(write: Callable[[Path, Bomb], Any], tmp_path: Path) -> None:
     path, marker = tmp_path / "policy.pt", tmp_path / "executed"
     write(path, Bomb(marker))
-    with pytest.raises(CheckpointError, match=r"expected a safetensors file as MPCPolicy\.save writes it.*Pickles are never read"):
+    with pytest.raises(
+        CheckpointError, match=r"expected a safetensors file as MPCPolicy\.save writes it.*Pickles are never read"
+    ):
         MPCPolicy.load(path)
     assert not marker.exists()
     if path.read_bytes().startswith(b"PK"):
@@ -192,7 +197,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "policy.safetensors")
-    with pytest.raises(CheckpointError, match="expected format 'dilqr_rl MPCPolicy', version '1', got format None, version None"):
+    with pytest.raises(
+        CheckpointError, match="expected format 'dilqr_rl MPCPolicy', version '1', got format None, version None"
+    ):
         MPCPolicy.load(tmp_path / "policy.safetensors")
 
 
@@ -336,7 +343,7 @@ def test_a_policy_that_could_not_be_found_again_is_not_written(tmp_path: Path, m
     monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
     register_task("Mine-v0", "dilqr_rl.envs.pendulum:pendulum_v1_task")
     env = make_env("Pendulum-v1")
-    task = tasks.replace(tasks.find_task(env), name="Mine-v0")
+    task = replace(find_task(env), name="Mine-v0")
     policy = MPCPolicy(env.observation_space, env.action_space, lambda _: 0.0, task=task, horizon=3)
     policy.save(tmp_path / "known.safetensors")
     del tasks._registered["Mine-v0"]

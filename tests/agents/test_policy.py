@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -59,11 +59,13 @@ def near_upright(count: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def learnt(policy: MPCPolicy) -> set[str]:
-    named = {name.replace("parametrizations.", "").removesuffix(".original"): p for name, p in policy.problem.named_parameters()}
+    named = {
+        name.replace("parametrizations.", "").removesuffix(".original"): p for name, p in policy.problem.named_parameters()
+    }
     return {name for name, parameter in named.items() if parameter.requires_grad}
 
 
-def raw(policy: MPCPolicy) -> dict[str, torch.Tensor]:
+def raw(policy: ActorCriticPolicy) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in policy.state_dict().items()}
 
 
@@ -140,10 +142,11 @@ def test_a_plan_is_differentiable_in_the_learnt_physics(env_id: str) -> None:
         step, values = 1e-5, []
         for sign in (1, -2, 1):  # forth, back, and home
             with torch.no_grad():
-                parameter += sign * step
+                parameter.add_(sign * step)
             values.append(value().item())
         numeric = (values[0] - values[1]) / (2 * step)
         # Differences of solutions that are exact to 1e-10 divided by a step of 1e-5.
+        assert parameter.grad is not None
         assert parameter.grad.item() == pytest.approx(numeric, rel=1e-5, abs=1e-4)
         assert parameter.grad.item() != 0.0
 
@@ -304,7 +307,7 @@ def test_an_episode_start_of_another_shape_is_refused(shape: tuple[int, ...]) ->
 def test_an_observation_that_is_no_number_is_refused(bad: float) -> None:
     seen = near_upright(2)
     seen[1, 2] = bad
-    with pytest.raises(ValueError, match="expected finite numbers, got (nan|inf)"):
+    with pytest.raises(ValueError, match=r"expected finite numbers, got (nan|inf)"):
         make().predict(seen)
 
 
@@ -388,6 +391,16 @@ def test_learning_does_not_change_what_a_parameter_is_worth() -> None:
         torch.testing.assert_close(every.parameter_values()[name], value, rtol=1e-15, atol=0.0)
 
 
+def test_the_values_are_a_snapshot() -> None:
+    policy = make(learn=("physics", "goal"))
+    before = policy.parameter_values()
+    with torch.no_grad():
+        for parameter in policy.problem.parameters():
+            parameter.add_(0.5)
+    for name, value in policy.parameter_values().items():
+        assert not torch.equal(before[name], value), name
+
+
 def test_physics_replace_the_models() -> None:
     policy, seen = make(physics={"mass": 2.0, "gravity": -3.0}), near_upright(1)
     values = policy.parameter_values()
@@ -403,7 +416,7 @@ def test_neither_the_environment_nor_another_policy_shares_the_parameters() -> N
     first, second = (MPCPolicy(env.observation_space, env.action_space, lambda _: 0.0, task=task, horizon=5) for _ in range(2))
     with torch.no_grad():
         for parameter in first.problem.parameters():
-            parameter += 1.0
+            parameter.add_(1.0)
     assert second.parameter_values()["dynamics.mass"] == 1.0
     assert find_task(env).dynamics.mass == task.dynamics.mass == 1.0
 
@@ -431,7 +444,7 @@ def test_deepcopy_and_cloudpickle_act_alike(env_id: str) -> None:
     policy, seen = make(env_id, learn=("physics", "goal"), physics={"gravity": 9.0}), starts(env_id, 3)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.01
+            parameter.add_(0.01)
     for other in (copy.deepcopy(policy), cloudpickle.loads(cloudpickle.dumps(policy))):
         np.testing.assert_array_equal(other.predict(seen)[0], policy.predict(seen)[0])
         assert_same_tensors(raw(other), raw(policy))
@@ -444,7 +457,7 @@ def test_deepcopy_and_cloudpickle_act_alike(env_id: str) -> None:
 
 
 def test_every_argument_comes_back() -> None:
-    given = {
+    given: dict[str, Any] = {
         "horizon": 4,
         "physics": {"mass": 2.0},
         "learn": ("goal", "dynamics.mass"),
@@ -475,8 +488,15 @@ def test_every_argument_comes_back() -> None:
 def test_learning_at_rate_zero_changes_nothing(algorithm: type[PPO | A2C]) -> None:
     kwargs: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 1} if algorithm is PPO else {"n_steps": 8}
     model = algorithm(
-        MPCPolicy, "Pendulum-v1", policy_kwargs={"task": "Pendulum-v1", "horizon": 5}, learning_rate=0.0, device="cpu", seed=0, **kwargs
+        MPCPolicy,
+        "Pendulum-v1",
+        policy_kwargs={"task": "Pendulum-v1", "horizon": 5},
+        learning_rate=0.0,
+        device="cpu",
+        seed=0,
+        **kwargs,
     )
+    assert isinstance(model.policy, MPCPolicy)
     before = raw(model.policy)
     model.learn(16 if algorithm is PPO else 8)
     assert_same_tensors(raw(model.policy), before)
@@ -490,6 +510,7 @@ def test_ppo_moves_what_is_learnt_alone() -> None:
     env = make_env("dilqr_rl/CartPole-v0")  # its forces are seldom at their bounds, where nothing can be learnt from them
     kwargs = {"task": find_task(env), "horizon": 5, "learn": ("dynamics.cart_mass", "goal"), "physics": {"cart_mass": 1.2}}
     model = PPO(MPCPolicy, env, policy_kwargs=kwargs, n_steps=16, batch_size=16, n_epochs=1, device="cpu", seed=0)
+    assert isinstance(model.policy, MPCPolicy)
     before = model.policy.parameter_values()
     model.learn(16)
     moved = {name for name, value in model.policy.parameter_values().items() if not torch.equal(value, before[name])}
@@ -497,13 +518,15 @@ def test_ppo_moves_what_is_learnt_alone() -> None:
 
 
 def test_a_missing_task_is_named() -> None:
-    with pytest.raises(ValueError, match=r"task: expected a ControlTask or an environment's id, got None.*MPCPolicy\.for_env\(env\)"):
+    with pytest.raises(
+        ValueError, match=r"task: expected a ControlTask or an environment's id, got None.*MPCPolicy\.for_env\(env\)"
+    ):
         PPO(MPCPolicy, "Pendulum-v1", device="cpu")
 
 
 def test_actions_in_another_unit_than_the_models_are_refused() -> None:
     env = RescaleAction(gym.make("Pendulum-v1"), np.float32(-1.0), np.float32(1.0))
-    with pytest.raises(ValueError, match=r"action_space: expected actions from -2 to 2, which Pendulum-v1's model was given"):
+    with pytest.raises(ValueError, match=r"action_space: expected actions from -2 to 2, the bounds of Pendulum-v1's model"):
         MPCPolicy.for_env(env)
 
 

@@ -12,8 +12,12 @@ from dilqr_rl.agents import Demonstrations, Episode, MPCPolicy, network_policy, 
 from dilqr_rl.agents.environments import make_env
 
 # The pole's speed soon passes this limit, where an episode terminates.
-ENDING = ("dilqr_rl/CartPole-v0", {"max_rate": 3.0, "max_episode_steps": 8})
-ENVIRONMENTS = [ENDING, ("dilqr_rl/Pendulum-v0", {"max_episode_steps": 6}), ("Pendulum-v1", {"max_episode_steps": 6})]
+ENDING: tuple[str, dict[str, Any]] = ("dilqr_rl/CartPole-v0", {"max_rate": 3.0, "max_episode_steps": 8})
+ENVIRONMENTS: list[tuple[str, dict[str, Any]]] = [
+    ENDING,
+    ("dilqr_rl/Pendulum-v0", {"max_episode_steps": 6}),
+    ("Pendulum-v1", {"max_episode_steps": 6}),
+]
 each_environment = pytest.mark.parametrize(("env_id", "env_kwargs"), ENVIRONMENTS)
 
 
@@ -138,5 +142,3 @@ def test_the_environments_are_closed_whatever_happens(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         roll_out(policy, "dilqr_rl/Pendulum-v0", episodes=3, on_step=interrupt)
     assert len(closed) == 3
-
-

@@ -17,6 +17,8 @@ import torch
 from dilqr_rl.agents import Demonstrations, Episode, MPCPolicy
 from dilqr_rl.agents import rollouts as rollouts_module
 from dilqr_rl.cli import main
+from dilqr_rl.cli.console import Bar
+from dilqr_rl.envs import register_environments
 
 ENV = "dilqr_rl/Pendulum-v0"
 TINY = ("--horizon", "4")
@@ -27,16 +29,14 @@ def run(*arguments: str | Path) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """What a refused command says: one line."""
+    """What a refused command says where errors belong: one line, however long."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         run(*arguments)
-    captured = capsys.readouterr()
-    said = captured.out + captured.err
+    said = capsys.readouterr().err
     assert exit_.value.code == 2
     assert said.count("\n") == 1, said
     assert said.startswith("error: ")
-    assert "Traceback" not in said
     return said
 
 
@@ -109,10 +109,11 @@ def test_train_brings_the_loss_down(demonstrations: Path, tmp_path: Path, capsys
     assert learnt == pytest.approx(1.2, abs=0.05)
 
 
-def test_train_reports_every_parameter_that_moved(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--steps", "2", "--batch-size", "4", "--learn", "goal", "weights", *TINY)
+def test_train_reports_what_has_moved(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--steps", "20", "--learning-rate", "0.01", "--batch-size", "4", "--learn", "goal", "weights", *TINY)
     run("train", demonstrations, "--out", tmp_path / "clone.safetensors", *arguments)
     said = capsys.readouterr().out
+    assert "checkpoint of step 20" in said
     assert "stage_cost.goal" in said
     assert "stage_cost.weights" in said
     assert "dynamics.mass" not in said
@@ -130,14 +131,14 @@ def test_an_interrupted_training_keeps_the_best(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dilqr_rl.cli.console.Bar.advance", interrupt)
+    monkeypatch.setattr(Bar, "advance", interrupt)
     run("train", demonstrations, "--out", tmp_path / "clone.safetensors", "--steps", "50", "--batch-size", "4", *TINY)
     assert "interrupted; keeping the best so far" in capsys.readouterr().out
     MPCPolicy.load(tmp_path / "clone.safetensors")
 
 
 def test_an_interrupted_expert_leaves_nothing(
-    short_episodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -261,7 +262,7 @@ def test_no_episodes_to_evaluate_are_refused(checkpoint: Path, capsys: pytest.Ca
         ((), ("expert", "train", "evaluate", "demo")),
         (("expert",), ("--out", "--episodes", "--horizon", "--physics", "--overwrite", "--seed")),
         (("train",), ("--out", "--learn", "--off-by", "--steps", "--overwrite", "Ctrl-C")),
-        (("evaluate",), ("--episodes", "--seed", "CHECKPOINT")),
+        (("evaluate",), ("--episodes", "--seed", "PATH")),
         (("demo",), ("--out", "--episodes", "--steps")),
     ],
 )
@@ -295,28 +296,28 @@ def test_the_console_script_is_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_its_evidence_and_never_overwrites(
-    short_episodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_demo_leaves_its_evidence_in_a_new_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import Image
 
-    small = ("--episodes", "3", "--evaluation-episodes", "2", "--steps", "2")
-    names = ["clone.safetensors", "demonstrations.npz", "learning.png", "swing_up.gif"]
-    run("demo", "--out", tmp_path / "demo", *small)
+    steps = 15  # enough for some actions off their bounds, which alone tell a learner anything
+    register_environments()
+    monkeypatch.setattr(gym.registry[ENV], "max_episode_steps", steps)
+    (tmp_path / "demo").mkdir()
+    run("demo", "--out", tmp_path / "demo", "--episodes", "3", "--evaluation-episodes", "2", "--steps", "2")
     said = capsys.readouterr().out
+    names = ["clone.safetensors", "demonstrations.npz", "learning.png", "swing_up.gif"]
     for word in ("expert", "clone before training", "clone after training", "network", *names):
         assert word in said
-    first = {path: path.read_bytes() for path in (tmp_path / "demo").iterdir()}
-    assert sorted(path.name for path in first) == names
-    assert len(Demonstrations.load(tmp_path / "demo" / "demonstrations.npz")) == 3
-    MPCPolicy.load(tmp_path / "demo" / "clone.safetensors")
-    with Image.open(tmp_path / "demo" / "swing_up.gif") as gif, Image.open(tmp_path / "demo" / "learning.png") as plot:
-        assert gif.n_frames == -(-(short_episodes + 1) // 2)
+    assert list((tmp_path / "demo").iterdir()) == []
+    folder = tmp_path / "demo-2"
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert len(Demonstrations.load(folder / "demonstrations.npz")) == 3
+    MPCPolicy.load(folder / "clone.safetensors")
+    with Image.open(folder / "swing_up.gif") as gif, Image.open(folder / "learning.png") as plot:
+        assert getattr(gif, "n_frames", 1) == -(-(steps + 1) // 2)
         assert min(plot.size) > 300
-    run("demo", "--out", tmp_path / "demo", *small)
-    assert sorted(path.name for path in (tmp_path / "demo-2").iterdir()) == names
-    assert {path: path.read_bytes() for path in (tmp_path / "demo").iterdir()} == first
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-2"]
 
 
 def test_commands_run_on_one_thread(checkpoint: Path, short_episodes: int) -> None:

@@ -73,7 +73,15 @@ def test_unbatched_equals_a_batch_of_one_equals_one_of_many(case: Case, gradient
     planner = ILQR(problem, gradient=gradient)  # type: ignore[arg-type]
     many, one, single = planner(starts), planner(starts[2:3]), planner(starts[2])
     n, m = problem.state_size, problem.control_size
-    shapes = {"states": (6, n), "controls": (5, m), "cost": (), "status": (), "num_iterations": (), "residual": (), "gains": (5, m, n)}
+    shapes = {
+        "states": (6, n),
+        "controls": (5, m),
+        "cost": (),
+        "status": (),
+        "num_iterations": (),
+        "residual": (),
+        "gains": (5, m, n),
+    }
     for name, shape in shapes.items():
         assert getattr(single, name).shape == shape
         assert getattr(one, name).shape == (1, *shape)
@@ -136,7 +144,10 @@ def test_one_bad_problem_leaves_the_others_bitwise_as_without_it(m: int, size: i
     own = (0.5 + normal(size, 1, seed=2).abs()).expand(size, m)  # a value of its own for each problem
 
     def run(index: Tensor, wanted: Tensor) -> tuple[Solution, list[Tensor]]:
-        start, goal = x0[index].requires_grad_(), torch.cat((own[index], own[index], own[index]), dim=-1)[:, : 2 + m].requires_grad_()
+        start, goal = (
+            x0[index].requires_grad_(),
+            torch.cat((own[index], own[index], own[index]), dim=-1)[:, : 2 + m].requires_grad_(),
+        )
         solution = planner(start, params={"stage_cost.goal": goal})
         leaves = [start, goal, *problem.dynamics.parameters(), problem.stage_cost.weights]
         return solution, list(torch.autograd.grad(total(solution, wanted), leaves))
@@ -220,7 +231,9 @@ def test_doubling_every_cost_changes_no_plan(seed: int) -> None:
     one, other = ILQR(single, options)(x0), ILQR(single, options)(x0, params={"stage_cost.weights": weights})
     assert one.converged.all()
     assert other.converged.all()
-    torch.testing.assert_close(other.controls, one.controls, rtol=1e-6, atol=1e-6)  # the tolerance over the control's weight, 1e-3
+    torch.testing.assert_close(
+        other.controls, one.controls, rtol=1e-6, atol=1e-6
+    )  # the tolerance over the control's weight, 1e-3
     torch.testing.assert_close(other.cost, 2.0 * one.cost, rtol=1e-12, atol=1e-12)
 
 
@@ -230,7 +243,9 @@ def test_a_change_of_units_of_the_state_changes_no_control(seed: int) -> None:
     A, B, x0 = 0.6 * normal(3, 3, seed=seed), normal(3, 2, seed=seed + 1), normal(4, 3, seed=seed + 2)
     scale = torch.tensor([1.0, 1000.0, 0.01], dtype=FLOAT)
     plain = QuadraticCost([1.0] * 5, [0.1] * 5)
-    scaled = QuadraticCost(torch.cat((scale**-2, plain.weights[3:].detach())), torch.cat((0.1 * scale, plain.goal[3:].detach())))
+    scaled = QuadraticCost(
+        torch.cat((scale**-2, plain.weights[3:].detach())), torch.cat((0.1 * scale, plain.goal[3:].detach()))
+    )
     sizes = {"horizon": 5, "state_size": 3, "control_size": 2, "u_min": -0.3, "u_max": 0.3}
     one = ILQR(ControlProblem(LinearDynamics(A, B), plain, **sizes))(x0)  # type: ignore[arg-type]
     change = scale[:, None] * A / scale, scale[:, None] * B

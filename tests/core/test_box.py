@@ -13,7 +13,9 @@ from dilqr_rl.box import box_step
 def random_programs(
     count: int, m: int, condition: float = 10.0, scale: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Q with eigenvalues from 1 to `condition`, q, and bounds about the origin: some infinite, some equal, some close by, some at it."""
+    """Q with eigenvalues from 1 to `condition`, q, and bounds about the origin: some infinite, some equal, some
+    close by, some at it.
+    """
     generator = torch.Generator().manual_seed(seed)
     rotation = torch.linalg.qr(torch.randn(count, m, m, generator=generator, dtype=FLOAT))[0]
     eigenvalues = condition ** torch.rand(count, m, generator=generator, dtype=FLOAT)

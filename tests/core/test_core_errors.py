@@ -50,8 +50,14 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "state_size": (lambda: problem(state_size=-1), r"state_size: expected a positive integer, got -1\."),
     "control_size": (lambda: problem(control_size="1"), r"control_size: expected a positive integer, got '1'\."),
     "dynamics": (lambda: problem(dynamics=3), r"dynamics: expected an nn\.Module or a function, got int 3\."),
-    "stage_cost": (lambda: problem(stage_cost="quadratic"), r"stage_cost: expected an nn\.Module or a function, got str 'quadratic'\."),
-    "terminal_cost": (lambda: problem(terminal_cost=full(2)), r"terminal_cost: expected an nn\.Module or a function, got Tensor"),
+    "stage_cost": (
+        lambda: problem(stage_cost="quadratic"),
+        r"stage_cost: expected an nn\.Module or a function, got str 'quadratic'\.",
+    ),
+    "terminal_cost": (
+        lambda: problem(terminal_cost=full(2)),
+        r"terminal_cost: expected an nn\.Module or a function, got Tensor",
+    ),
     "bounds swapped": (
         lambda: problem(u_min=2.0, u_max=-2.0),
         r"u_min, u_max: expected u_min <= u_max, got u_min = 2 with u_max = -2\. Are they swapped\?",
@@ -62,27 +68,60 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "bound nan": (lambda: problem(u_max=NAN), r"u_min, u_max: expected u_min <= u_max, got u_min = -inf with u_max = nan\."),
     "bound shape": (lambda: problem(u_min=full(2)), r"u_min: expected a number or a tensor \(1,\), got shape \(2,\)\."),
-    "bound matrix": (lambda: problem(u_max=nn.Parameter(full(1, 1))), r"u_max: expected a number or a tensor \(1,\), got shape \(1, 1\)\."),
+    "bound matrix": (
+        lambda: problem(u_max=nn.Parameter(full(1, 1))),
+        r"u_max: expected a number or a tensor \(1,\), got shape \(1, 1\)\.",
+    ),
     # The ready-made cost
-    "goal shape": (lambda: QuadraticCost([1.0, 1.0], [0.0]), r"goal: expected the shape of weights, \(2,\), got \(1,\)\. Give one goal"),
-    "weights nan": (lambda: QuadraticCost([NAN], [0.0]), r"weights: expected a vector \(n\+m,\) of finite numbers, got \[nan\]\."),
-    "weights matrix": (lambda: QuadraticCost(full(2, 2), full(2)), r"weights: expected a vector \(n\+m,\) of finite numbers, got tensor"),
-    "goal integers": (lambda: QuadraticCost([1.0], torch.tensor([1])), r"goal: expected a vector \(n\+m,\) of finite numbers, got tensor"),
+    "goal shape": (
+        lambda: QuadraticCost([1.0, 1.0], [0.0]),
+        r"goal: expected the shape of weights, \(2,\), got \(1,\)\. Give one goal",
+    ),
+    "weights nan": (
+        lambda: QuadraticCost([NAN], [0.0]),
+        r"weights: expected a vector \(n\+m,\) of finite numbers, got \[nan\]\.",
+    ),
+    "weights matrix": (
+        lambda: QuadraticCost(full(2, 2), full(2)),
+        r"weights: expected a vector \(n\+m,\) of finite numbers, got tensor",
+    ),
+    "goal integers": (
+        lambda: QuadraticCost([1.0], torch.tensor([1])),
+        r"goal: expected a vector \(n\+m,\) of finite numbers, got tensor",
+    ),
     # The planner
     "problem": (lambda: ILQR("pendulum"), r"problem: expected a ControlProblem, got str\."),  # type: ignore[arg-type]
     "options": (lambda: plan(options={"tolerance": 1.0}), r"options: expected ILQROptions, got dict\."),
-    "gradient": (lambda: plan(gradient="exact"), r"gradient: expected one of \('implicit', 'diffmpc', 'unroll'\), got 'exact'\."),
+    "gradient": (
+        lambda: plan(gradient="exact"),
+        r"gradient: expected one of \('implicit', 'diffmpc', 'unroll'\), got 'exact'\.",
+    ),
     # The options
-    "native": (lambda: ILQROptions(backend="native"), r'backend: "native" is not part of this version; use "auto" or "torch"\.'),
+    "native": (
+        lambda: ILQROptions(backend="native"),
+        r'backend: "native" is not part of this version; use "auto" or "torch"\.',
+    ),
     "backend": (lambda: ILQROptions(backend="cuda"), r"backend: expected \"auto\" or \"torch\", got 'cuda'\."),  # type: ignore[arg-type]
     "max_iterations": (lambda: ILQROptions(max_iterations=0), r"max_iterations: expected a positive integer, got 0\."),
-    "max_iterations float": (lambda: ILQROptions(max_iterations=1e2), r"max_iterations: expected a positive integer, got 100\.0\."),  # type: ignore[arg-type]
-    "line_search_steps": (lambda: ILQROptions(line_search_steps=True), r"line_search_steps: expected a positive integer, got True\."),
+    "max_iterations float": (
+        lambda: ILQROptions(max_iterations=1e2),
+        r"max_iterations: expected a positive integer, got 100\.0\.",
+    ),  # type: ignore[arg-type]
+    "line_search_steps": (
+        lambda: ILQROptions(line_search_steps=True),
+        r"line_search_steps: expected a positive integer, got True\.",
+    ),
     "tolerance": (lambda: ILQROptions(tolerance=0.0), r"tolerance: expected a number above 0, got 0\.0\."),
     "tolerance nan": (lambda: ILQROptions(tolerance=NAN), r"tolerance: expected a number above 0, got nan\."),
     "tolerance text": (lambda: ILQROptions(tolerance="1e-6"), r"tolerance: expected a number above 0, got '1e-6'\."),  # type: ignore[arg-type]
-    "regularisation_min": (lambda: ILQROptions(regularisation_min=-1.0), r"regularisation_min: expected a number above 0, got -1\.0\."),
-    "regularisation_max": (lambda: ILQROptions(regularisation_max=0), r"regularisation_max: expected a number above 0, got 0\."),
+    "regularisation_min": (
+        lambda: ILQROptions(regularisation_min=-1.0),
+        r"regularisation_min: expected a number above 0, got -1\.0\.",
+    ),
+    "regularisation_max": (
+        lambda: ILQROptions(regularisation_max=0),
+        r"regularisation_max: expected a number above 0, got 0\.",
+    ),
     "regularisation_factor": (
         lambda: ILQROptions(regularisation_factor=1.0),
         r"regularisation_factor: expected a number above 1, got 1\.0\.",
@@ -93,7 +132,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     # The start
     "x0 list": (lambda: plan([1.0, 0.0, 0.0]), r"x0: expected a floating-point tensor \(B, 3\) or \(3,\), got list\."),
-    "x0 integers": (lambda: plan(torch.ones(3, dtype=torch.int64)), r"x0: expected a floating-point .*, got a tensor of torch\.int64\."),
+    "x0 integers": (
+        lambda: plan(torch.ones(3, dtype=torch.int64)),
+        r"x0: expected a floating-point .*, got a tensor of torch\.int64\.",
+    ),
     "x0 size": (lambda: plan(full(2, 4)), r"x0: expected the shape \(B, 3\) or \(3,\), got \(2, 4\)\."),
     "x0 dimensions": (lambda: plan(full(1, 2, 3)), r"x0: expected the shape \(B, 3\) or \(3,\), got \(1, 2, 3\)\."),
     "x0 number": (lambda: plan(full()), r"x0: expected the shape \(B, 3\) or \(3,\), got \(\)\."),
@@ -101,7 +143,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "x0 nan": (lambda: plan(full(2, 3, value=NAN)), r"x0: expected finite numbers, got nan\."),
     "x0 infinite": (lambda: plan(full(3, value=-INF)), r"x0: expected finite numbers, got -inf\."),
     "u_init list": (lambda: plan(u_init=[0.0] * 4), r"u_init: expected a tensor of shape \(2, 4, 1\) or \(4, 1\), got list\."),
-    "u_init shape": (lambda: plan(u_init=full(4, 2)), r"u_init: expected a tensor of shape \(2, 4, 1\) or \(4, 1\), got \(4, 2\)\."),
+    "u_init shape": (
+        lambda: plan(u_init=full(4, 2)),
+        r"u_init: expected a tensor of shape \(2, 4, 1\) or \(4, 1\), got \(4, 2\)\.",
+    ),
     "u_init batch": (lambda: plan(u_init=full(3, 4, 1)), r"u_init: expected a tensor of shape .*, got \(3, 4, 1\)\."),
     "u_init nan": (lambda: plan(u_init=full(4, 1, value=NAN)), r"u_init: expected finite numbers, got nan\."),
     # The params
@@ -119,13 +164,22 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: plan(params={"stage_cost.goal": full(2)}),
         r"params\['stage_cost\.goal'\]: expected one of the shapes \(4,\), \(2, 4\), \(2, 4, 4\) .*, got \(2,\)\.",
     ),
-    "params nan": (lambda: plan(params={"stage_cost.goal": full(4, value=NAN)}), r"stage_cost\.goal: expected finite numbers, got nan\."),
-    "params infinite": (lambda: plan(params={"dynamics.gravity": full(value=INF)}), r"dynamics\.gravity: expected finite numbers, got inf\."),
+    "params nan": (
+        lambda: plan(params={"stage_cost.goal": full(4, value=NAN)}),
+        r"stage_cost\.goal: expected finite numbers, got nan\.",
+    ),
+    "params infinite": (
+        lambda: plan(params={"dynamics.gravity": full(value=INF)}),
+        r"dynamics\.gravity: expected finite numbers, got inf\.",
+    ),
     "negative mass": (
         lambda: plan(params={"dynamics.mass": torch.tensor([1.0, -0.5])}),
         r"dynamics\.mass: expected a number above 0, got -0\.5\. To learn it, keep it positive: learn its logarithm and pass",
     ),
-    "zero length": (lambda: plan(params={"dynamics.length": full(value=0.0)}), r"dynamics\.length: expected a number above 0, got 0\.0\."),
+    "zero length": (
+        lambda: plan(params={"dynamics.length": full(value=0.0)}),
+        r"dynamics\.length: expected a number above 0, got 0\.0\.",
+    ),
     "params bounds swapped": (
         lambda: plan(params={"u_max": torch.tensor([[1.0], [-3.0]])}),
         r"u_min, u_max: expected u_min <= u_max, got u_min = -2 with u_max = -3\.",
@@ -139,7 +193,9 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"params\['terminal_cost\.goal'\]: the terminal cost has no steps; give one value, or one per problem\.",
     ),
     "params twice": (
-        lambda: ILQR(problem(dynamics=TIED, stage_cost=TiedCost()))(full(1), params={"dynamics.A": full(1, 1), "stage_cost.model.A": full(1, 1)}),
+        lambda: ILQR(problem(dynamics=TIED, stage_cost=TiedCost()))(
+            full(1), params={"dynamics.A": full(1, 1), "stage_cost.model.A": full(1, 1)}
+        ),
         r"params\['stage_cost\.model\.A'\]: \['dynamics\.A', 'stage_cost\.model\.A'\] are one and the same tensor; give it under one",
     ),
     # The functions' results; the door tries them on one problem and one step

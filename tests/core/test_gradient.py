@@ -129,7 +129,14 @@ def report(title: str, errors: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("case", "size", "horizon"),
-    [(PENDULUM, 20, 20), (CARTPOLE, 20, 20), (QUADROTOR, 10, 20), (NETWORK_DYNAMICS, 5, 8), (NETWORK_COST, 5, 8), (LINEAR, 5, 8)],
+    [
+        (PENDULUM, 20, 20),
+        (CARTPOLE, 20, 20),
+        (QUADROTOR, 10, 20),
+        (NETWORK_DYNAMICS, 5, 8),
+        (NETWORK_COST, 5, 8),
+        (LINEAR, 5, 8),
+    ],
     ids=str,
 )
 def test_implicit_equals_central_differences(case: Case, size: int, horizon: int) -> None:
@@ -164,10 +171,11 @@ def test_the_closed_example(theta: float, _: float, expected: float, gradient: s
 @pytest.mark.parametrize("case", [PENDULUM, CARTPOLE, QUADROTOR, NETWORK_COST, LINEAR], ids=str)
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_the_dense_fixed_point_system_has_the_same_solution(case: Case, weight: float) -> None:
-    """[DiLQR] eq. 10: with G one iteration, dtau/dtheta = (I - dG/dtau)^-1 dG/dtheta, partial derivatives at fixed trajectory tau.
+    """[DiLQR] eq. 10: with G one iteration, dtau/dtheta = (I - dG/dtau)^-1 dG/dtheta, partial derivatives at fixed
+    trajectory tau.
 
-    The weight of the dynamics' curvature makes G an iteration of iLQR (0), of Newton's method (1) or of neither: their fixed point
-    and its derivative are the same.
+    The weight of the dynamics' curvature makes G an iteration of iLQR (0), of Newton's method (1) or of neither: their
+    fixed point and its derivative are the same.
     """
     T, names, problem = 4, names_of(case), case.build(4)
     n, m = problem.state_size, problem.control_size
@@ -197,7 +205,9 @@ def test_the_dense_fixed_point_system_has_the_same_solution(case: Case, weight: 
         if name == "x0":
             expected = expected + normal(T + 1, n, seed=11)[0]  # x_0 stands in the loss itself
         scale = max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(found[name][0], expected, rtol=0.0, atol=1e-9 * scale, msg=name)  # tolerance 1e-13, condition 1e3
+        torch.testing.assert_close(
+            found[name][0], expected, rtol=0.0, atol=1e-9 * scale, msg=name
+        )  # tolerance 1e-13, condition 1e3
 
 
 def start_with_some_controls_at_bounds(case: Case, problem: ControlProblem) -> Tensor:
@@ -274,7 +284,9 @@ def test_the_cost_has_the_gradient_of_the_envelope_theorem(gradient: str) -> Non
 def test_second_derivatives_are_refused(gradient: str) -> None:
     problem = pendulum(5)
     solution = ILQR(problem, gradient=gradient)(published_pendulum_starts(2))  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match=r'^second derivatives \(create_graph=True\) are not available .* use gradient="unroll"'):
+    with pytest.raises(
+        NotImplementedError, match=r'^second derivatives \(create_graph=True\) are not available .* use gradient="unroll"'
+    ):
         torch.autograd.grad(solution.controls.sum(), problem.dynamics.mass, create_graph=True)
 
 

@@ -34,7 +34,11 @@ def value_of(problem: ControlProblem, name: str) -> Tensor:
 
 
 def loss_of(solution: Solution) -> Tensor:
-    return solution.states.square().sum() + (solution.controls * normal(*solution.controls.shape, seed=1)).sum() + solution.cost.sum()
+    return (
+        solution.states.square().sum()
+        + (solution.controls * normal(*solution.controls.shape, seed=1)).sum()
+        + solution.cost.sum()
+    )
 
 
 def close(one: Tensor, other: Tensor) -> None:
@@ -119,7 +123,11 @@ def test_values_follow_the_modules_that_produce_them() -> None:
 
     loss().backward()
     direction = [normal(*weight.shape, seed=20 + place) for place, weight in enumerate(network.parameters())]
-    expected = sum((weight.grad * d).sum().item() for weight, d in zip(network.parameters(), direction, strict=True) if weight.grad is not None)
+    expected = sum(
+        (weight.grad * d).sum().item()
+        for weight, d in zip(network.parameters(), direction, strict=True)
+        if weight.grad is not None
+    )
     h, values = 1e-6, []
     for sign in (1.0, -1.0):
         with torch.no_grad():
@@ -163,7 +171,9 @@ class TiedTerminalCost(nn.Module):
 def tied_problem() -> ControlProblem:
     dynamics = Residual(seeded_network(5, 6, 3, seed=4))
     terminal = TiedTerminalCost(dynamics.network[0].bias)
-    return ControlProblem(dynamics, TiedCost(dynamics), terminal, horizon=5, state_size=3, control_size=2, u_min=-1.0, u_max=1.0)
+    return ControlProblem(
+        dynamics, TiedCost(dynamics), terminal, horizon=5, state_size=3, control_size=2, u_min=-1.0, u_max=1.0
+    )
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unroll"])
@@ -286,4 +296,3 @@ def test_only_what_is_differentiable_carries_a_gradient(gradient: str) -> None:
     solution = ILQR(cartpole(4), gradient=gradient)(CARTPOLE.starts(2, 0))  # type: ignore[arg-type]
     carries = {name for name, part in vars(solution).items() if part.requires_grad}
     assert carries == {"states", "controls", "cost"}
-

@@ -53,7 +53,9 @@ def test_a_solution_is_feasible_stationary_and_no_worse_than_its_neighbours(case
     instance = bind(problem, x0, None)
     states = rollout(instance, x0, solution.controls)
     cost = instance.total_cost(solution.states, solution.controls)
-    torch.testing.assert_close(states, solution.states, rtol=1e-14, atol=1e-14)  # a matrix product's last bit depends on the batch size
+    torch.testing.assert_close(
+        states, solution.states, rtol=1e-14, atol=1e-14
+    )  # a matrix product's last bit depends on the batch size
     torch.testing.assert_close(cost, solution.cost, rtol=1e-14, atol=1e-14)
     for seed in range(20):
         u = torch.clamp(solution.controls + 1e-3 * normal(*solution.controls.shape, seed=seed), problem.u_min, problem.u_max)
@@ -125,7 +127,8 @@ def test_three_bounded_controls_over_two_steps_equal_the_best_active_set(seed: i
 
 # What DESIGN.md's prototype needed: 5 iterations in the median and 16 at the 99th percentile (cart-pole), 6 and 34 (pendulum).
 @pytest.mark.parametrize(
-    ("build", "starts", "median", "percentile"), [(pendulum, far_pendulum_starts, 6, 34), (cartpole, far_cartpole_starts, 8, 24)]
+    ("build", "starts", "median", "percentile"),
+    [(pendulum, far_pendulum_starts, 6, 34), (cartpole, far_cartpole_starts, 8, 24)],
 )
 def test_all_of_256_far_starts_converge_over_20_steps(
     build: Callable[[int], ControlProblem], starts: Callable[..., Tensor], median: int, percentile: int
@@ -169,7 +172,10 @@ def test_a_gain_is_the_derivative_of_the_control_at_the_solution(case: Case) -> 
     solution = ILQR(problem, TIGHT)(x0)
     for control in range(problem.control_size):
         (derivative,) = torch.autograd.grad(solution.controls[:, 0, control].sum(), x0, retain_graph=True)
-        close = {"rtol": 1e-5, "atol": 1e-6}  # what may be left of the regularisation: once or ten times 1e-6, on a Q_uu of order one
+        close = {
+            "rtol": 1e-5,
+            "atol": 1e-6,
+        }  # what may be left of the regularisation: once or ten times 1e-6, on a Q_uu of order one
         torch.testing.assert_close(solution.gains[:, 0, control], derivative, **close)
 
 
@@ -194,14 +200,32 @@ HARD: dict[str, tuple[Callable[[], ControlProblem], float]] = {  # with the scal
     "constant cost": (lambda: on_integrator(lambda x, u: x.new_ones(x.shape[:-1]), 2), 1.0),
     "linear cost": (lambda: on_integrator(lambda x, u: x.sum(-1) - u.sum(-1), u_min=-1.0, u_max=1.0), 1.0),
     "linear cost of two controls": (lambda: on_integrator(lambda x, u: x.sum(-1) - u.sum(-1), 2, u_min=-1.0, u_max=1.0), 1.0),
-    "concave in the control": (lambda: on_integrator(lambda x, u: squares(x) - 3 * squares(u - 0.01), u_min=-1.0, u_max=1.0), 1.0),
-    "concave in two controls": (lambda: on_integrator(lambda x, u: squares(x) - 3 * squares(u - 0.01), 2, u_min=-1.0, u_max=1.0), 1.0),
-    "waves in the state": (lambda: on_integrator(lambda x, u: (3 * x).cos().sum(-1) + 0.1 * squares(u) + 0.01 * squares(x)), 1.0),
-    "waves in the controls": (lambda: on_integrator(lambda x, u: (3 * u + 1).cos().sum(-1) + squares(x), 2, u_min=-2.0, u_max=2.0), 1.0),
+    "concave in the control": (
+        lambda: on_integrator(lambda x, u: squares(x) - 3 * squares(u - 0.01), u_min=-1.0, u_max=1.0),
+        1.0,
+    ),
+    "concave in two controls": (
+        lambda: on_integrator(lambda x, u: squares(x) - 3 * squares(u - 0.01), 2, u_min=-1.0, u_max=1.0),
+        1.0,
+    ),
+    "waves in the state": (
+        lambda: on_integrator(lambda x, u: (3 * x).cos().sum(-1) + 0.1 * squares(u) + 0.01 * squares(x)),
+        1.0,
+    ),
+    "waves in the controls": (
+        lambda: on_integrator(lambda x, u: (3 * u + 1).cos().sum(-1) + squares(x), 2, u_min=-2.0, u_max=2.0),
+        1.0,
+    ),
     "quartic in the control": (lambda: on_integrator(lambda x, u: 0.5 * squares(x) + u.pow(4).sum(-1)), 1.0),
     "conical": (lambda: on_integrator(lambda x, u: (squares(x) + squares(u)).sqrt()), 1.0),
-    "weights of a million": (lambda: on_integrator(QuadraticCost([1e6, 1e6, 1.0], [1.0, 0.0, 0.0]), u_min=-1.0, u_max=1.0), 1.0),
-    "states of a million": (lambda: on_integrator(QuadraticCost([1.0, 1.0, 1e-3], [0.0, 0.0, 0.0]), u_min=-1.0, u_max=1.0), 1e6),
+    "weights of a million": (
+        lambda: on_integrator(QuadraticCost([1e6, 1e6, 1.0], [1.0, 0.0, 0.0]), u_min=-1.0, u_max=1.0),
+        1.0,
+    ),
+    "states of a million": (
+        lambda: on_integrator(QuadraticCost([1.0, 1.0, 1e-3], [0.0, 0.0, 0.0]), u_min=-1.0, u_max=1.0),
+        1e6,
+    ),
     "unstable": (lambda: unstable(3.0), 1.0),
 }
 
