@@ -131,8 +131,9 @@ def clone(
                 on_step(result)
     except KeyboardInterrupt:
         result.interrupted = True
-    policy.load_state_dict(best)
-    policy.set_training_mode(False)
+    finally:
+        policy.load_state_dict(best)
+        policy.set_training_mode(False)
     return result
 
 

@@ -44,9 +44,18 @@ def write_whole(path: str | Path, write: Callable[[Path], None], *, overwrite: b
         if overwrite:
             temporary.replace(path)
         else:
-            os.link(temporary, path)  # unlike a move, this fails if somebody was faster
+            _move_if_free(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _move_if_free(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike a move, this fails if somebody was faster
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        temporary.replace(check_can_write(path, overwrite=False))
 
 
 def _umask() -> int:

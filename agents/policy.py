@@ -102,6 +102,7 @@ class MPCPolicy(ActorCriticPolicy):
         Raises:
             ValueError: the environment's model isn't known, or an argument is wrong.
         """
+        _refuse_normalised(env)
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, task=find_task(env), **kwargs)
 
     def plan(
@@ -285,6 +286,15 @@ def _last_plans(
             f"state: expected one array {shape}, as the last predict returned it, got {[np.shape(part) for part in state]}."
         )
     return state[0], fresh
+
+
+def _refuse_normalised(env: gym.Env[Any, Any]) -> None:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.NormalizeObservation):
+            raise ValueError(
+                "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
+            )
+        env = env.env
 
 
 def _as_task(task: ControlTask | str | None) -> ControlTask:

@@ -20,6 +20,7 @@ _ENV = "dilqr_rl/Pendulum-v0"
 _WRONG = {"gravity": 15.0, "mass": 3.0, "length": 0.5}
 _HORIZON = 20
 _EPISODE_STEPS = 200
+_SMALLEST_LOSS = 1e-15  # of float32 actions, squared
 _NETWORK_STEPS, _NETWORK_LEARNING_RATE = 3000, 3e-3
 
 
@@ -73,7 +74,10 @@ class Demo:
         )
         console.print(_comparison(f"on {self.evaluation_episodes} new starts", losses, returns))
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
-        console.print(f"The loss fell by a factor of {losses[1] / losses[2]:.1e}. In {folder}/: {files}", highlight=False)
+        console.print(
+            f"The loss fell by a factor of {losses[1] / max(losses[2], _SMALLEST_LOSS):.1e}. In {folder}/: {files}",
+            highlight=False,
+        )
 
     def _roll_out(self, title: str, policy: ActorCriticPolicy, episodes: int, seed: int) -> RollOuts:
         from dilqr_rl.agents import roll_out
@@ -95,7 +99,10 @@ class Demo:
             def tell(result: CloningResult) -> None:
                 bar.advance(note=f"validation loss {result.validation[-1][1]:.1e}")
 
-            return clone(policy, train, validation, options, tell)
+            result = clone(policy, train, validation, options, tell)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return result
 
 
 def _planner(physics: dict[str, float]) -> MPCPolicy:

@@ -40,6 +40,10 @@ class Train:
 
     def run(self) -> None:
         """Train, write, and tell."""
+        import torch
+
+        import torch
+
         from dilqr_rl.agents import CloningOptions, Demonstrations, MPCPolicy, clone, imitation_loss
         from dilqr_rl.agents.environments import make_env
         from dilqr_rl.agents.files import check_can_write
@@ -50,6 +54,7 @@ class Train:
         train, validation, test = Demonstrations.load(self.demonstrations).split(self.seed)
         env = make_env(train.env_id, train.env_kwargs)
         exact = MPCPolicy.for_env(env, horizon=self.horizon, learn=self.learn, warm_start=False)
+        torch.manual_seed(self.seed)  # the critic's first weights are in the checkpoint too
         physics = {**_wrong(learnt_physics(exact.problem), self.off_by, self.seed), **self.physics}
         policy = MPCPolicy.for_env(env, horizon=self.horizon, learn=self.learn, warm_start=False, physics=physics)
         env.close()
