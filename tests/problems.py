@@ -201,8 +201,9 @@ class LinearDynamics(nn.Module):
 def linear(
     horizon: int = 10, n: int = 4, m: int = 2, seed: int = 0, u_min: float | None = None, u_max: float | None = None
 ) -> ControlProblem:
-    """Linear dynamics, weights between 0.5 and 1.5, a goal, a terminal cost: unbounded, the Riccati recursion solves it."""
-    dynamics = LinearDynamics(0.9 * torch.eye(n, dtype=FLOAT) + 0.2 * normal(n, n, seed=seed), normal(n, m, seed=seed + 1))
+    """Stable linear dynamics, weights between 0.5 and 1.5, a goal, a terminal cost: unbounded, the Riccati recursion solves it."""
+    A = 0.9 * torch.eye(n, dtype=FLOAT) + 0.2 * normal(n, n, seed=seed)
+    dynamics = LinearDynamics(A / torch.linalg.eigvals(A).abs().max().clamp(min=1.0), normal(n, m, seed=seed + 1))
     stage = QuadraticCost(uniform(n + m, seed, (0.5, 1.5)).squeeze(-1), normal(n + m, seed=seed + 2))
     terminal = QuadraticTerminalCost(uniform(n, seed + 1, (0.5, 1.5)).squeeze(-1).tolist(), normal(n, seed=seed + 3).tolist())
     return ControlProblem(dynamics, stage, terminal, horizon=horizon, state_size=n, control_size=m, u_min=u_min, u_max=u_max)

@@ -42,8 +42,6 @@ class Train:
         """Train, write, and tell."""
         import torch
 
-        import torch
-
         from dilqr_rl.agents import CloningOptions, Demonstrations, MPCPolicy, clone, imitation_loss
         from dilqr_rl.agents.environments import make_env
         from dilqr_rl.agents.files import check_can_write
