@@ -63,12 +63,14 @@ class CloningResult:
     """How the cloning went.
 
     Attributes:
+        start_loss: validation loss before anything was learnt.
         train: (step, loss of its batch), each step.
-        validation: (step, validation loss), each look.
+        validation: (step, validation loss), each look; the one of step 0 comes after the scan.
         best_step: the step whose parameters the policy now has: those of the best validation loss.
         interrupted: whether it was stopped by Ctrl-C.
     """
 
+    start_loss: float
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
@@ -85,7 +87,8 @@ def clone(
     """Train a policy, in place, to act as demonstrated: least mean squared error of its mean actions.
 
     The policy plans from each observation anew, so it can match a demonstrator exactly whose actions are a function of the
-    observation alone. Ctrl-C ends the training early and keeps the best parameters so far.
+    observation alone. Where scalar physics are learnt, a scan (see scan.py) finds a good start first: far from the truth most
+    controls sit on their bounds and pass no gradient. Ctrl-C ends either early and keeps the best parameters so far.
 
     Args:
         policy: an `MPCPolicy`, or any `ActorCriticPolicy` with continuous actions.
@@ -100,41 +103,60 @@ def clone(
     """
     if isinstance(policy, MPCPolicy) and not any(parameter.requires_grad for parameter in policy.problem.parameters()):
         raise ValueError('policy: nothing in its model is learnt. Make it with learn=("physics",), for example.')
-    options = options or CloningOptions()
-    samples, held_out = _Samples(policy, train), _Samples(policy, validation)
-    rng = np.random.default_rng(options.seed)
-    watched = rng.permutation(len(held_out))[: options.validation_size]
-    result, best_loss, best = CloningResult(), float("inf"), copy.deepcopy(policy.state_dict())
-    optimiser = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=options.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps, eta_min=0.01 * options.learning_rate)
+    run = _Run(policy, _Samples(policy, train), _Samples(policy, validation), options or CloningOptions())
     try:
-        if isinstance(policy, MPCPolicy) and options.scan_rounds > 0:
-            scan_physics(
-                policy, *samples[rng.permutation(len(samples))[: options.batch_size]], options.scan_rounds, options.seed
-            )
-        for step in range(options.steps + 1):
-            if step % options.validate_every == 0 or step == options.steps:
-                loss = _loss_over(policy, held_out, watched)
-                result.validation.append((step, loss))
-                if loss < best_loss:
-                    best_loss, result.best_step, best = loss, step, copy.deepcopy(policy.state_dict())
-            if step == options.steps:
-                break
-            policy.set_training_mode(True)
+        run.scan()
+        run.descend(on_step or (lambda _: None))
+    except KeyboardInterrupt:
+        run.result.interrupted = True
+    finally:
+        policy.load_state_dict(run.best)
+        policy.set_training_mode(False)
+    return run.result
+
+
+class _Run:
+    """One cloning under way: its result so far, and the best parameters."""
+
+    def __init__(self, policy: ActorCriticPolicy, samples: _Samples, held_out: _Samples, options: CloningOptions) -> None:
+        self.policy, self.samples, self.held_out, self.options = policy, samples, held_out, options
+        self.rng = np.random.default_rng(options.seed)
+        self.watched = self.rng.permutation(len(held_out))[: options.validation_size]
+        self.result = CloningResult(start_loss=_loss_over(policy, held_out, self.watched))
+        self.best = copy.deepcopy(policy.state_dict())
+
+    def scan(self) -> None:
+        if not isinstance(self.policy, MPCPolicy) or self.options.scan_rounds == 0:
+            return
+        batch = self.samples[self.rng.permutation(len(self.samples))[: self.options.batch_size]]
+        try:
+            scan_physics(self.policy, *batch, self.options.scan_rounds, self.options.seed)
+        finally:
+            self.best = copy.deepcopy(self.policy.state_dict())
+
+    def descend(self, on_step: Callable[[CloningResult], None]) -> None:
+        steps, rate = self.options.steps, self.options.learning_rate
+        optimiser = torch.optim.Adam([p for p in self.policy.parameters() if p.requires_grad], lr=rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.01 * rate)
+        for step in range(steps):
+            if step % self.options.validate_every == 0:
+                self._validate(step)
+            self.policy.set_training_mode(True)
             optimiser.zero_grad()
-            batch_loss = _squared_errors(policy, *samples[rng.integers(len(samples), size=options.batch_size)]).mean()
-            batch_loss.backward()
+            batch = self.samples[self.rng.integers(len(self.samples), size=self.options.batch_size)]
+            loss = _squared_errors(self.policy, *batch).mean()
+            loss.backward()
             optimiser.step()
             schedule.step()
-            result.train.append((step, batch_loss.item()))
-            if on_step is not None:
-                on_step(result)
-    except KeyboardInterrupt:
-        result.interrupted = True
-    finally:
-        policy.load_state_dict(best)
-        policy.set_training_mode(False)
-    return result
+            self.result.train.append((step, loss.item()))
+            on_step(self.result)
+        self._validate(steps)
+
+    def _validate(self, step: int) -> None:
+        loss = _loss_over(self.policy, self.held_out, self.watched)
+        if all(loss < earlier for _, earlier in self.result.validation):
+            self.result.best_step, self.best = step, copy.deepcopy(self.policy.state_dict())
+        self.result.validation.append((step, loss))
 
 
 def imitation_loss(policy: ActorCriticPolicy, demonstrations: Demonstrations) -> float:

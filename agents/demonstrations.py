@@ -19,7 +19,7 @@ __all__ = ["Demonstrations", "DemonstrationsError", "Episode"]
 
 _FORMAT, _VERSION = "dilqr_rl demonstrations", 1
 # What reading a damaged archive raises, by experience.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "truncated")
 
 
@@ -101,7 +101,7 @@ class Demonstrations:
         return np.array([episode.rewards.sum(dtype=np.float64) for episode in self.episodes])
 
     def split(self, seed: int = 0) -> tuple[Demonstrations, Demonstrations, Demonstrations]:
-        """Training, validation and test episodes: three fifths, one fifth and one fifth, drawn at random, each whole.
+        """Training, validation and test episodes, drawn at random; a fifth each, one at least, for the latter two.
 
         Raises:
             DemonstrationsError: there are fewer than three episodes.
@@ -156,9 +156,10 @@ class Demonstrations:
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header, arrays = json.loads(str(file["header"])), {name: file[name] for name in _ARRAYS}
         except _UNREADABLE as error:
+            what = error if isinstance(error, KeyError) else type(error).__name__  # NumPy's own words recommend allow_pickle
             raise DemonstrationsError(
-                f"{path}: expected an .npz file as `dilqr expert` writes it, got something else or a damaged one ({error}). "
-                "Pickled objects are never read."
+                f"{path}: expected an .npz file as `dilqr expert` writes it, got something else or a damaged one ({what}). "
+                "Pickled objects are never read; make a file with `dilqr expert`."
             ) from error
         if not isinstance(header, dict) or header.get("format") != _FORMAT or header.get("version") != _VERSION:
             came = header if not isinstance(header, dict) else {key: header.get(key) for key in ("format", "version")}

@@ -73,6 +73,8 @@ def make_learnable(problem: ControlProblem, learn: Sequence[str]) -> None:
         ValueError: a name that the problem doesn't have, or a cost weight of zero among those to be learnt (it could never
             move).
     """
+    if isinstance(learn, str):
+        raise ValueError(f"learn: expected a sequence of names, got the string {learn!r}. Write ({learn!r},).")
     named = dict(problem.named_parameters())
     chosen: set[str] = set()
     for name in learn:

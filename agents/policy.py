@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
@@ -79,12 +79,14 @@ class MPCPolicy(ActorCriticPolicy):
     ) -> None:
         if kwargs.get("use_sde"):
             raise ValueError("use_sde: expected False, got True: state-dependent noise needs features, and a plan has none.")
+        if kwargs.get("features_extractor_class", FlattenExtractor) is not FlattenExtractor:
+            raise ValueError("features_extractor_class: expected the default; a plan starts from the observation itself.")
         self.task = _as_task(task)
         _check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": horizon,
             "physics": dict(physics or {}),
-            "learn": tuple(learn),
+            "learn": learn if isinstance(learn, str) else tuple(learn),
             "options": options,
             "gradient": gradient,
             "warm_start": warm_start,
@@ -102,6 +104,8 @@ class MPCPolicy(ActorCriticPolicy):
         Raises:
             ValueError: the environment's model isn't known, or an argument is wrong.
         """
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
         _refuse_normalised(env)
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, task=find_task(env), **kwargs)
 
@@ -116,6 +120,8 @@ class MPCPolicy(ActorCriticPolicy):
             u_init: controls to start from, (B, T, m), in the model's unit; zero by default.
         """
         seen = torch.as_tensor(observation, device=self.device)
+        if not torch.isfinite(seen).all():
+            raise ValueError(f"observation: expected finite numbers, got {seen[~torch.isfinite(seen)][0].item()}.")
         return self.planner(self.task.observation_to_state(seen), params, u_init)
 
     def predict(
@@ -203,8 +209,9 @@ class MPCPolicy(ActorCriticPolicy):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to pickle and copy: torch refuses to pickle the parametrised modules inside as they are."""
-        state = (self.state_dict(), self.optimizer.state_dict(), self.training)
-        return _rebuild, (type(self), self._get_constructor_parameters(), *state)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        state = _State(self.state_dict(), self.optimizer.state_dict(), trained, self.training, self.device)
+        return _rebuild, (type(self), self._get_constructor_parameters(), state)
 
     def _start_controls(
         self, seen: Tensor, state: tuple[NDArray[Any], ...] | None, episode_start: NDArray[Any] | None
@@ -262,14 +269,23 @@ class _Actor(nn.Module):
         return self.planner(self.observation_to_state(observation)).controls[:, 0] / self.control_per_action
 
 
-def _rebuild(
-    policy_class: type[MPCPolicy], arguments: dict[str, Any], weights: dict[str, Any], optimiser: dict[str, Any], training: bool
-) -> MPCPolicy:
-    policy = policy_class(**arguments)
-    policy.load_state_dict(weights)
-    policy.optimizer.load_state_dict(optimiser)
-    policy.train(training)
-    return policy
+class _State(NamedTuple):
+    """What a copy of a policy takes over beside its constructor's arguments."""
+
+    weights: dict[str, Any]
+    optimiser: dict[str, Any]
+    trained: set[str]
+    training: bool
+    device: torch.device
+
+
+def _rebuild(policy_class: type[MPCPolicy], arguments: dict[str, Any], state: _State) -> MPCPolicy:
+    policy = policy_class(**arguments).to(state.device)
+    policy.load_state_dict(state.weights)
+    policy.optimizer.load_state_dict(state.optimiser)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name in state.trained)
+    return policy.train(state.training)
 
 
 def _last_plans(

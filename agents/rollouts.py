@@ -100,6 +100,8 @@ def roll_out(
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}.")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}.")
     runs = []
     for number in range(episodes):
         env = make_env(env_id, env_kwargs)

@@ -28,7 +28,7 @@ def scan_physics(policy: MPCPolicy, observations: Tensor, actions: Tensor, round
     """Move the policy's learnt scalar physics to the best of several draws; the values it has are among them.
 
     Args:
-        policy: changed in place; left alone if it learns no scalar physics.
+        policy: changed in place, whenever a better draw is found; left alone if it learns no scalar physics.
         observations: (S, k), to judge by.
         actions: (S, m), demonstrated there.
         rounds: of draws, each narrower than the last.
@@ -45,7 +45,7 @@ def scan_physics(policy: MPCPolicy, observations: Tensor, actions: Tensor, round
     start = torch.stack([parameter.detach().double().cpu() for _, parameter in learnt])
     additive = torch.tensor([_is_logarithm(problem, name) for name in names])
     mean, spread = torch.zeros(len(names), dtype=torch.float64), torch.full((len(names),), _SPREAD, dtype=torch.float64)
-    best, best_loss = start, float("inf")
+    best_loss = float("inf")
     for _ in range(rounds):
         factors = mean + spread * torch.randn(_CANDIDATES, len(names), generator=generator, dtype=torch.float64)
         factors[0] = mean
@@ -53,11 +53,11 @@ def scan_physics(policy: MPCPolicy, observations: Tensor, actions: Tensor, round
         losses = _losses(policy, dict(zip(names, candidates.T, strict=True)), observations, actions)
         order = losses.argsort()
         if losses[order[0]] < best_loss:
-            best, best_loss = candidates[order[0]], float(losses[order[0]])
+            best_loss = float(losses[order[0]])
+            for (_, parameter), value in zip(learnt, candidates[order[0]], strict=True):
+                parameter.fill_(value)
         elites = factors[order[:_ELITES]]
         mean, spread = elites.mean(0), elites.std(0).clamp(min=_LEAST_SPREAD)
-    for (_, parameter), value in zip(learnt, best, strict=True):
-        parameter.fill_(value)
 
 
 def _losses(policy: MPCPolicy, values: dict[str, Tensor], observations: Tensor, actions: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ exact for linear dynamics only.
 
 A control at its bound stays there: d_u = 0, and the derivative with respect to the bound takes its place. Where the control
 would leave the bound for one sign of a change and not for the other, the solution has two one-sided derivatives; this is
-the one of staying.
+the one of staying. A control without any curvature (its row of Q_uu is zero) stays where the solver left it, too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,13 @@ class _FixedPoint(torch.autograd.Function):
                 'use gradient="unroll".'
             )
         x, u, lower, upper, status, *values = ctx.saved_tensors
-        good = ((status == Status.CONVERGED) & _finite(*loss_gradients)).nonzero().squeeze(1)
+        good = (status == Status.CONVERGED).nonzero().squeeze(1)
+        wrong = good[~_finite(*(part[good] for part in loss_gradients))]
+        if wrong.numel() > 0:
+            raise ValueError(
+                f"loss: its gradient with respect to the solution of problem {wrong[0].item()} is NaN or infinite. The "
+                "solution itself is finite; look at what is computed from it."
+            )
         needed = ctx.needs_input_grad[3:]
         if good.numel() == 0:
             zeros = (torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True))

@@ -29,9 +29,8 @@ def box_step(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor) -
     """Solve the program for Q (B, m, m), q (B, m), Q_ux (B, m, n), lower and upper (B, m).
 
     A component with lower == upper stays there, whatever Q, and so does one without any curvature (its row of Q is zero),
-    at the clipped origin: it has no minimum, or no effect. Where Q is not positive definite on the components that are free
-        at the clipped origin, or
-    on those free later, k is the stationary point on these, and `positive` says so.
+    at the clipped origin: it has no minimum, or no effect. Where Q is not positive definite on the components that are
+    free at the clipped origin, or on those free later, k is the stationary point on these, and `positive` says so.
     """
     flat = (Q == 0).all(-1)
     origin = torch.clamp(torch.zeros_like(q), lower, upper)
@@ -74,9 +73,9 @@ def _find_minimum(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor) -> tuple[T
     """The minimum and its free set, by Newton steps on the free components, each as far as the first bound in its way.
 
     The first step, from the clipped origin, is clipped instead: that brings most components to their place at once. Where
-        the minimum
-    over the free components is reached, those that don't press against their bound are freed. Each such minimum lies below
-    the one before it, so none comes twice and the search ends. Where Q is not positive definite it ends at once.
+    the minimum over the free components is reached, those that don't press against their bound are freed. Each such
+    minimum lies below the one before it, so none comes twice and the search ends. Where Q is not positive definite it ends
+    at once.
     """
     k = torch.clamp(torch.zeros_like(q), lower, upper)
     free = ~_pressing(Q, q, k, lower, upper)

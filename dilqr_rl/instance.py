@@ -101,23 +101,11 @@ class Instance:
         def evaluate(shared: dict[str, Tensor], *points: Tensor) -> Tensor:
             try:
                 result = functional_call(module, shared, points)
-            except RuntimeError as error:
-                if "dtype" in str(error) or "same type" in str(error) or "Half" in str(error):
-                    raise ValueError(
-                        f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors "
-                        "as parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
-                    ) from error
+            except torch.OutOfMemoryError:
                 raise
-            expected = points[0].shape[:-1] + event
-            if not isinstance(result, Tensor) or result.shape != expected:
-                came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-                takes = ", ".join(str(tuple(point.shape)) for point in points)
-                raise ValueError(f"{role}: expected a result of shape {tuple(expected)} for arguments {takes}, got {came}.")
-            if result.dtype != points[0].dtype:
-                raise ValueError(
-                    f"{role}: expected a result of {points[0].dtype}, in which the solver computes, got {result.dtype}. Leave "
-                    "out conversions such as .float(), or convert back with .to(x.dtype)."
-                )
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise _explained(role, points, error) from error
+            _check_result(role, points, result, points[0].shape[:-1] + event)
             return result
 
         if varying[PER_STEP]:
@@ -130,6 +118,34 @@ class Instance:
         if varying[PER_PROBLEM]:
             return vmap(lambda values, *p: evaluate({**own, **values}, *p))(varying[PER_PROBLEM], *arguments)
         return evaluate(own, *arguments)
+
+
+def _check_result(role: str, points: tuple[Tensor, ...], result: Any, expected: tuple[int, ...]) -> None:
+    if not isinstance(result, Tensor) or result.shape != expected:
+        came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"{role}: expected a result of shape {tuple(expected)} for {_shapes(points)}, got {came}.")
+    if result.dtype != points[0].dtype:
+        raise ValueError(
+            f"{role}: expected a result of {points[0].dtype}, in which the solver computes, got {result.dtype}. Leave "
+            "out conversions such as .float(), or convert back with .to(x.dtype)."
+        )
+
+
+def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> ValueError:
+    """What to tell of an error inside a user's function."""
+    if "dtype" in str(error) or "same type" in str(error):
+        return ValueError(
+            f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors "
+            "as parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
+        )
+    return ValueError(
+        f"{role}: expected a function of x (..., n) and u (..., m) with any leading dimensions, but {_shapes(points)} "
+        f"gave: {error}. Do its sizes fit the problem's state_size and control_size?"
+    )
+
+
+def _shapes(points: tuple[Tensor, ...]) -> str:
+    return "arguments " + ", ".join(str(tuple(point.shape)) for point in points)
 
 
 def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | None) -> Instance:
@@ -174,6 +190,9 @@ def _checked_params(
         if name not in named:
             raise ValueError(f"params[{name!r}]: the problem has no parameter or buffer of this name; it has {sorted(named)}.")
         own = named[name]
+        if not isinstance(value, Tensor | float | int) or (isinstance(value, Tensor) and value.is_complex()):
+            came = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"params[{name!r}]: expected a tensor of real numbers, got {came}.")
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else own.dtype)
         if own.is_floating_point() and not value.is_floating_point():
             value = value.to(own.dtype)

@@ -14,7 +14,8 @@ class ILQROptions:
 
     Attributes:
         max_iterations: iterations after which a problem is given up.
-        tolerance: a problem has converged when its residual (see `Solution`) is below this.
+        tolerance: a problem has converged when its residual (see `Solution`) is below this. It is absolute, in units of cost
+            per unit of control: scale it with the cost if the cost is tiny or huge.
         backend: "torch" is the readable reference and runs on any device. "auto" takes the fastest that can solve the
             problem, which in this version is "torch"; "native" is refused until it exists.
         sufficient_decrease: a step must bring at least this share of the decrease that the quadratic model expects (Armijo).

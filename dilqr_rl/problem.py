@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,10 @@ class ControlProblem(nn.Module):
 
     Subject to x_{t+1} = dynamics(x_t, u_t) from a given x_0, and u_min <= u_t <= u_max.
 
-    The functions take leading batch dimensions: x (..., n), u (..., m). Give an `nn.Module` for anything that is to be
-        learnt: its
-    parameters and buffers become the problem's, under names such as "dynamics.mass" or "stage_cost.goal". The bounds are
-    buffers named "u_min" and "u_max" (parameters, if you pass an `nn.Parameter`). A submodule may list, in an attribute
-    `positive`, the names of parameters that must stay above zero; the planner refuses other values.
+    The functions take leading batch dimensions: x (..., n), u (..., m). Give an `nn.Module` for anything that is
+    to be learnt: its parameters and buffers become the problem's, under names such as "dynamics.mass" or "stage_cost.goal".
+    The bounds are buffers named "u_min" and "u_max" (parameters, if you pass an `nn.Parameter`). A submodule may list, in an
+    attribute `positive`, the names of parameters that must stay above zero; the planner refuses other values.
 
     Args:
         dynamics: (x, u) -> next x (..., n).
@@ -65,8 +66,12 @@ class ControlProblem(nn.Module):
         if isinstance(bound, nn.Parameter):
             self.register_parameter(name, bound)
         else:
+            refuse_hidden_gradient(name, bound)
             number = default if bound is None else bound
-            value = number.detach() if isinstance(number, Tensor) else torch.as_tensor(number, dtype=torch.float64)
+            try:
+                value = number.detach() if isinstance(number, Tensor) else torch.as_tensor(number, dtype=torch.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: expected a number or a tensor ({self.control_size},), got {bound!r}.") from error
             value = value if value.is_floating_point() else value.to(torch.float64)
             self.register_buffer(name, value.expand(self.control_size).clone() if value.ndim == 0 else value.clone())
         shape = tuple(getattr(self, name).shape)
@@ -80,10 +85,22 @@ class ControlProblem(nn.Module):
 
 def check_bounds(u_min: Tensor, u_max: Tensor) -> None:
     """Raise a ValueError unless u_min <= u_max everywhere; both broadcast against each other."""
+    for name, bound in (("u_min", u_min), ("u_max", u_max)):
+        if torch.isnan(bound).any():
+            raise ValueError(f"{name}: expected numbers, got NaN. Leave it out, or use infinity, where there is no bound.")
     wrong = ~(u_min <= u_max)
     if wrong.any():
         low, high = (bound.detach().expand(wrong.shape)[wrong][0].item() for bound in (u_min, u_max))
         raise ValueError(f"u_min, u_max: expected u_min <= u_max, got u_min = {low:g} with u_max = {high:g}. Are they swapped?")
+
+
+def refuse_hidden_gradient(name: str, value: Any) -> None:
+    """Raise a ValueError for a tensor whose gradient would be lost: one that requires it without being a parameter."""
+    if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
+        raise ValueError(
+            f"{name}: expected numbers or an nn.Parameter, got a tensor that requires a gradient, which would be lost. Pass it "
+            "to the planner through params, or detach it."
+        )
 
 
 class _Function(nn.Module):
@@ -109,6 +126,6 @@ def _as_module(name: str, function: Callable[..., Tensor]) -> nn.Module:
 
 
 def _positive_integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
-    return value
+    return int(value)

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 
 # Before anything imports pygame, matplotlib or torch; processes that a test starts inherit it.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -6,6 +7,17 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # more threads only wait on problems of our size
 
 import hypothesis
+import pytest
+import torch
 
 hypothesis.settings.register_profile("dilqr_rl", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 hypothesis.settings.load_profile("dilqr_rl")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small win nothing from a second thread, and wait milliseconds for it where the cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

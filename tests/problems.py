@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from dilqr_rl import ControlProblem, QuadraticCost
 from dilqr_rl.envs import CartPoleDynamics, PendulumDynamics
 
 FLOAT = torch.float64
+Gradient = Literal["implicit", "diffmpc", "unroll"]
+GRADIENTS: tuple[Gradient, ...] = ("implicit", "diffmpc", "unroll")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ def uniform(count: int, seed: int, *ranges: tuple[float, float]) -> Tensor:
 def normal(*shape: int, seed: int) -> Tensor:
     """Standard normal numbers in float64."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT)
+
+
+def value_of(problem: ControlProblem, name: str) -> Tensor:
+    """A parameter or buffer by its qualified name, without its gradient."""
+    return {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers())}[name].detach()
+
+
+def gradient_of(problem: ControlProblem, name: str) -> Tensor:
+    """What has accumulated in a parameter; there must be something, if only zeros."""
+    grad = problem.get_parameter(name).grad
+    assert grad is not None, name
+    return grad
 
 
 # The two published systems, as in EXPERIMENTS.md.
@@ -96,6 +111,10 @@ class QuadrotorDynamics(nn.Module):
     """State (x, z, angle, x', z', angle'), control (left, right) thrust in N; an Euler step of 0.05 s."""
 
     positive = ("mass", "inertia")
+    mass: nn.Parameter
+    inertia: nn.Parameter
+    arm: nn.Parameter
+    gravity: nn.Parameter
 
     def __init__(self, mass: float = 0.5, inertia: float = 0.01, arm: float = 0.2, gravity: float = 9.8) -> None:
         super().__init__()
@@ -305,3 +324,11 @@ LINEAR = Case(
     {"physics": ("dynamics.A", "dynamics.B"), "terminal": ("terminal_cost.weights", "terminal_cost.goal")} | _COST,
 )
 CASES = (PENDULUM, CARTPOLE, QUADROTOR, NETWORK_DYNAMICS, NETWORK_COST, LINEAR)
+# Every case and every gradient, though not each with each.
+CASES_AND_GRADIENTS: list[tuple[Case, Gradient]] = [
+    *((case, "implicit") for case in CASES),
+    (CARTPOLE, "diffmpc"),
+    (QUADROTOR, "diffmpc"),
+    (PENDULUM, "unroll"),
+    (QUADROTOR, "unroll"),
+]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from dilqr_rl.agents import MPCPolicy, roll_out
 from dilqr_rl.agents.environments import make_env
@@ -10,7 +9,6 @@ from dilqr_rl.agents.environments import make_env
 
 @pytest.mark.slow
 def test_swings_up_from_twenty_seeded_starts() -> None:
-    torch.set_num_threads(1)
     env = make_env("Pendulum-v1")
     found = roll_out(MPCPolicy.for_env(env), "Pendulum-v1", episodes=20)
     env.close()

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,11 @@ def test_ten_lines_swing_the_pendulum_up() -> None:
 
 
 def test_the_planner_as_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(python_blocks()[1], {})
+    scope: dict[str, Any] = {}
+    exec(python_blocks()[1], scope)
     assert "2 CONVERGED" in capsys.readouterr().out
+    assert scope["problem"].dynamics.mass.grad != 0
+    assert scope["problem"].stage_cost.goal.grad.any()
 
 
 def test_every_block_is_tested() -> None:

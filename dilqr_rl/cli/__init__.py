@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         # The solver's tensors are small: a second thread costs more than it brings, several times more where cores are shared.
         torch.set_num_threads(1)
         command.run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 
@@ -24,6 +24,14 @@ _SMALLEST_LOSS = 1e-15  # of float32 actions, squared
 _NETWORK_STEPS, _NETWORK_LEARNING_RATE = 3000, 3e-3
 
 
+class Outcome(NamedTuple):
+    """Figures for the expert, the clone before and after training, and the network; and what the clone learnt."""
+
+    losses: list[float]
+    returns: list[float]
+    combinations: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Demo:
     """An expert swings a pendulum up; a planner with wrong physics learns from its actions alone to do the same."""
@@ -31,7 +39,7 @@ class Demo:
     out: Path = Path("demo")
     """Folder for the demonstrations, the clone, a plot and a GIF; a number is added to its name if it exists."""
     episodes: int = 10
-    """Episodes to clone from: three fifths to learn from, the rest to validate and to test."""
+    """Episodes to clone from: a fifth to validate on, a fifth to test on."""
     evaluation_episodes: int = 8
     """Episodes to compare the policies on."""
     steps: int = 100
@@ -39,11 +47,11 @@ class Demo:
     seed: int = 0
     """Of the first episode, of the split, and of the network."""
 
-    def run(self) -> None:
+    def run(self) -> Outcome:
         """Roll out, clone, compare, and leave the evidence in a folder."""
         from dilqr_rl.agents import CloningOptions, Demonstrations, imitation_loss
         from dilqr_rl.cli.pictures import draw_learning, write_gif
-        from dilqr_rl.cli.tables import parameter_table
+        from dilqr_rl.cli.tables import combinations, parameter_table
 
         folder = _new_folder(self.out)
         exact, learner, network = _planner({}), _planner(_WRONG), _network(self.seed)
@@ -65,19 +73,26 @@ class Demo:
         draw_learning(result, models, episode, folder / "learning.png")
         write_gif(_ENV, episode, folder / "swing_up.gif")
         losses = [imitation_loss(policy, test) for policy in (exact, wrong, learner, network)]
-        returns = [experts.returns[self.episodes :].mean(), *(found.returns.mean() for found in (before, after, reference))]
+        expert_returns = experts.returns[self.episodes :]
+        returns = [float(found.mean()) for found in (expert_returns, before.returns, after.returns, reference.returns)]
         console.print(parameter_table(start, learner.parameter_values(), exact.parameter_values()))
+        console.print(
+            f"A scan over the physics brought the validation loss from {result.start_loss:.1e} to "
+            f"{result.validation[0][1]:.1e}, the gradient from there to {min(loss for _, loss in result.validation):.1e}.",
+            highlight=False,
+        )
         console.print(
             "A pendulum's motion depends on mass, length and gravity through the two combinations in bold alone, so actions "
             "identify these two; along the third direction every value fits equally well.",
             highlight=False,
         )
-        console.print(_comparison(f"on {self.evaluation_episodes} new starts", losses, returns))
+        console.print(_comparison(losses, returns))
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
         console.print(
             f"The loss fell by a factor of {losses[1] / max(losses[2], _SMALLEST_LOSS):.1e}. In {folder}/: {files}",
             highlight=False,
         )
+        return Outcome(losses, returns, combinations(learner.parameter_values()))
 
     def _roll_out(self, title: str, policy: ActorCriticPolicy, episodes: int, seed: int) -> RollOuts:
         from dilqr_rl.agents import roll_out
@@ -94,7 +109,7 @@ class Demo:
     ) -> CloningResult:
         from dilqr_rl.agents import clone
 
-        with progress("3/5 cloning", options.steps) as bar:
+        with progress("3/5 cloning: a scan, then gradient steps", options.steps) as bar:
 
             def tell(result: CloningResult) -> None:
                 bar.advance(note=f"validation loss {result.validation[-1][1]:.1e}")
@@ -134,9 +149,9 @@ def _clone_network(network: ActorCriticPolicy, train: Demonstrations, validation
     clone(network, train, validation, options)
 
 
-def _comparison(title: str, losses: list[float], returns: list[float]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("", "imitation loss", "return"):
+def _comparison(losses: list[float], returns: list[float]) -> Table:
+    table = Table(title="how well it imitates and controls", title_justify="left")
+    for column in ("", "loss on held-out episodes", "return on new starts"):
         table.add_column(column, justify="right" if column else "left")
     names = ("expert", "clone before training", "clone after training", "network, same data")
     for name, loss, value in zip(names, losses, returns, strict=True):

@@ -31,4 +31,4 @@ class Evaluate:
         task = policy.task
         with progress(f"{self.episodes} episodes of {task.name}", self.episodes * 200) as bar:
             found = roll_out(policy, task.name, task.env_kwargs, episodes=self.episodes, seed=self.seed, on_step=bar.advance)
-        console.print(rollout_table(f"{self.checkpoint} on {task.name}", found))
+        console.print(rollout_table(f"{self.checkpoint} on {task.name}", found, self.seed))

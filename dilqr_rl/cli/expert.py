@@ -22,7 +22,7 @@ class Expert:
     episodes: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 12
     """How many episodes; they run side by side."""
     horizon: int = 20
-    """Steps that a plan looks ahead."""
+    """Steps that a plan looks ahead. The cart-pole wants --horizon 40 --warm-start."""
     warm_start: bool = False
     """Start each plan from the last one. Better control with long horizons, but such an expert's actions depend on more
     than the observation, so that they can't be cloned exactly."""
@@ -49,5 +49,5 @@ class Expert:
         with progress(f"{self.episodes} episodes of {self.env}", self.episodes * (limit or 0)) as bar:
             found = roll_out(policy, self.env, env_kwargs, episodes=self.episodes, seed=self.seed, on_step=bar.advance)
         found.demonstrations.save(self.out, overwrite=self.overwrite)
-        console.print(rollout_table(f"expert on {self.env}", found))
+        console.print(rollout_table(f"expert on {self.env}", found, self.seed))
         console.print(f"{found.demonstrations.num_steps} steps written to {self.out}")

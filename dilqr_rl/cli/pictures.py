@@ -33,11 +33,14 @@ def draw_learning(result: CloningResult, models: Mapping[str, nn.Module], episod
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from dilqr_rl.agents.files import write_whole
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     losses, motion = figure.subplots(1, 2)
     losses.semilogy(*zip(*result.train, strict=True), color="tab:blue", alpha=0.4, label="training batch")
     losses.semilogy(*zip(*result.validation, strict=True), "o-", color="tab:blue", label="validation")
+    losses.semilogy(0, result.start_loss, "s", color="black", label="validation, before the scan")
     losses.set(xlabel="optimiser step", ylabel="imitation loss", title="Learning from actions alone")
     losses.legend()
     steps = min(_PREDICTED_STEPS, len(episode))
@@ -48,7 +51,7 @@ def draw_learning(result: CloningResult, models: Mapping[str, nn.Module], episod
         motion.plot(seconds, _angle(predicted), style, label=f"predicted, {label} training")
     motion.set(xlabel="time [s]", ylabel="angle from upright [rad]", title="A swing-up, and what the models predict")
     motion.legend()
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda file: figure.savefig(file, dpi=110), overwrite=False)
 
 
 def write_gif(env_id: str, episode: Episode, path: Path) -> None:
@@ -56,6 +59,7 @@ def write_gif(env_id: str, episode: Episode, path: Path) -> None:
     from PIL import Image
 
     from dilqr_rl.agents.environments import make_env
+    from dilqr_rl.agents.files import write_whole
 
     env = make_env(env_id, render_mode="rgb_array")
     frames = []
@@ -63,7 +67,12 @@ def write_gif(env_id: str, episode: Episode, path: Path) -> None:
         env.reset(options={"state": observation})
         frames.append(Image.fromarray(np.asarray(env.render())).resize((250, 250), Image.Resampling.LANCZOS).quantize(64))
     env.close()
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=int(2000 * _TIME_STEP), loop=0)
+    duration = int(2000 * _TIME_STEP)
+
+    def write(file: Path) -> None:
+        frames[0].save(file, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+
+    write_whole(path, write, overwrite=False)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["combinations", "parameter_table", "rollout_table"]
 
 
-def rollout_table(title: str, found: RollOuts) -> Table:
-    """Returns, and how the planner fared."""
-    table = Table(title=title, title_justify="left")
+def rollout_table(title: str, found: RollOuts, seed: int) -> Table:
+    """Returns from the starts of seed, seed + 1, ..., and how the planner fared."""
+    table = Table(title=f"{title}, seeds {seed} to {seed + len(found.returns) - 1}", title_justify="left")
     for column in ("episodes", "return", "worst", "ms per decision", "iterations per plan", "converged"):
         table.add_column(column, justify="right")
     returns = found.returns

@@ -17,8 +17,8 @@ class Train:
 
     demonstrations: tyro.conf.Positional[Path]
     """An .npz file of `dilqr expert`."""
-    out: Path
-    """The checkpoint to write (.safetensors)."""
+    out: Path | None = None
+    """The checkpoint to write; the demonstrations' name with .safetensors behind it by default."""
     learn: tuple[str, ...] = ("physics",)
     """What is learnt: physics, weights, goal, or single parameters such as dynamics.mass."""
     off_by: float = 2.0
@@ -47,9 +47,14 @@ class Train:
         from dilqr_rl.agents.files import check_can_write
         from dilqr_rl.agents.learnable import learnt_physics
         from dilqr_rl.cli.tables import parameter_table
+        from dilqr_rl.tasks import known_ids
 
-        check_can_write(self.out, overwrite=self.overwrite)
+        out = check_can_write(self.out or self.demonstrations.with_suffix(".safetensors"), overwrite=self.overwrite)
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {self.seed}.")
         train, validation, test = Demonstrations.load(self.demonstrations).split(self.seed)
+        if train.env_id not in known_ids():
+            raise ValueError(f"{self.demonstrations}: expected an environment among {known_ids()}, got {train.env_id!r}.")
         env = make_env(train.env_id, train.env_kwargs)
         exact = MPCPolicy.for_env(env, horizon=self.horizon, learn=self.learn, warm_start=False)
         torch.manual_seed(self.seed)  # the critic's first weights are in the checkpoint too
@@ -68,11 +73,11 @@ class Train:
             )
         if result.interrupted:
             console.print(f"interrupted; keeping the best so far, of step {result.best_step}")
-        policy.save(self.out, overwrite=self.overwrite)
+        policy.save(out, overwrite=self.overwrite)
         console.print(parameter_table(start, policy.parameter_values(), exact.parameter_values()))
         after = imitation_loss(policy, test)
         console.print(f"imitation loss on {len(test)} test episodes: {before:.3g} before, {after:.3g} after")
-        console.print(f"checkpoint of step {result.best_step} written to {self.out}")
+        console.print(f"checkpoint of step {result.best_step} written to {out}")
 
 
 def _wrong(physics: dict[str, float], factor: float, seed: int) -> dict[str, float]:

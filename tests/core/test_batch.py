@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
     CARTPOLE,
-    CASES,
+    CASES_AND_GRADIENTS,
     FLOAT,
+    GRADIENTS,
     LINEAR,
     NETWORK_COST,
     NETWORK_DYNAMICS,
     PENDULUM,
     QUADROTOR,
     Case,
+    Gradient,
     LinearDynamics,
     normal,
     pendulum,
     published_pendulum_starts,
     seeded_network,
+    value_of,
 )
 from torch import Tensor, nn
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, Status
 
-GRADIENTS = ("implicit", "diffmpc", "unroll")
 FIELDS = ("states", "controls", "cost", "status", "num_iterations", "residual", "gains")
 # The last bit of a matrix product depends on how many rows it has (BLAS): problems with one agree to rounding, others bitwise.
 WITHOUT_PRODUCTS, WITH_PRODUCTS = (PENDULUM, CARTPOLE, QUADROTOR), (NETWORK_DYNAMICS, NETWORK_COST, LINEAR)
@@ -41,12 +45,12 @@ def same(one: Solution, other: Solution, exactly: bool) -> None:
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9, msg=name)  # rounding, amplified by the iterations
 
 
-def part(solution: Solution, index: Tensor | slice) -> Solution:
+def part(solution: Solution, index: Tensor | slice | int) -> Solution:
     return Solution(**{name: getattr(solution, name)[index] for name in FIELDS})
 
 
 @pytest.mark.parametrize("case", WITHOUT_PRODUCTS, ids=str)
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 10**6), cut=st.integers(1, 7))
 def test_permuting_and_splitting_a_batch_permutes_and_splits_its_solution(case: Case, seed: int, cut: int) -> None:
     check_permuting_and_splitting(case, seed, cut, exactly=True)
@@ -66,11 +70,10 @@ def check_permuting_and_splitting(case: Case, seed: int, cut: int, exactly: bool
     same(planner(x0[cut:]), part(solution, slice(cut, None)), exactly)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_unbatched_equals_a_batch_of_one_equals_one_of_many(case: Case, gradient: str) -> None:
+@pytest.mark.parametrize(("case", "gradient"), CASES_AND_GRADIENTS, ids=str)
+def test_unbatched_equals_a_batch_of_one_equals_one_of_many(case: Case, gradient: Gradient) -> None:
     problem, starts = case.build(5), case.starts(4, 1).requires_grad_()
-    planner = ILQR(problem, gradient=gradient)  # type: ignore[arg-type]
+    planner = ILQR(problem, gradient=gradient)
     many, one, single = planner(starts), planner(starts[2:3]), planner(starts[2])
     n, m = problem.state_size, problem.control_size
     shapes = {
@@ -86,8 +89,8 @@ def test_unbatched_equals_a_batch_of_one_equals_one_of_many(case: Case, gradient
         assert getattr(single, name).shape == shape
         assert getattr(one, name).shape == (1, *shape)
         assert getattr(many, name).shape == (4, *shape)
-    same(part(one, 0), single, exactly=True)  # type: ignore[arg-type]
-    same(part(many, 2), single, case in WITHOUT_PRODUCTS)  # type: ignore[arg-type]
+    same(part(one, 0), single, exactly=True)
+    same(part(many, 2), single, case in WITHOUT_PRODUCTS)
     weights = normal(5, m, seed=0)
     losses = [(controls * weights).sum() for controls in (many.controls[2], one.controls[0], single.controls)]
     derivatives = [torch.autograd.grad(loss, starts, retain_graph=True)[0] for loss in losses]
@@ -133,11 +136,11 @@ def total(solution: Solution, index: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("m", [1, 2])
-@pytest.mark.parametrize("size", [2, 7])
+@pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_one_bad_problem_leaves_the_others_bitwise_as_without_it(m: int, size: int, gradient: str) -> None:
+def test_one_bad_problem_leaves_the_others_bitwise_as_without_it(m: int, size: int, gradient: Gradient) -> None:
     problem = logarithmic(Logarithm, m)
-    planner = ILQR(problem, ILQROptions(tolerance=1e-8), gradient=gradient)  # type: ignore[arg-type]
+    planner = ILQR(problem, ILQROptions(tolerance=1e-8), gradient=gradient)
     x0 = normal(size, 2, seed=1).abs()
     x0[1, 1] = BAD
     good = torch.arange(size) != 1
@@ -149,7 +152,7 @@ def test_one_bad_problem_leaves_the_others_bitwise_as_without_it(m: int, size: i
             torch.cat((own[index], own[index], own[index]), dim=-1)[:, : 2 + m].requires_grad_(),
         )
         solution = planner(start, params={"stage_cost.goal": goal})
-        leaves = [start, goal, *problem.dynamics.parameters(), problem.stage_cost.weights]
+        leaves = [start, goal, *problem.dynamics.parameters(), problem.get_parameter("stage_cost.weights")]
         return solution, list(torch.autograd.grad(total(solution, wanted), leaves))
 
     per_problem = (True, True, False, False)  # start, goal, gain, weights
@@ -163,16 +166,16 @@ def test_one_bad_problem_leaves_the_others_bitwise_as_without_it(m: int, size: i
             one = one[good]
         assert torch.equal(one, other)
         assert one.any()
-    assert Status(beside.status[1].item()) is Status.NONFINITE
+    assert beside.status[1] == Status.NONFINITE
     assert torch.isnan(beside.cost[1])
     everything = torch.autograd.grad(planner(x0).controls.sum(), [*problem.dynamics.parameters()])
     assert all(torch.isfinite(part).all() for part in everything)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_beside_a_network_the_others_stay_to_rounding(gradient: str) -> None:
+def test_beside_a_network_the_others_stay_to_rounding(gradient: Gradient) -> None:
     problem = logarithmic(LogarithmicNetwork, 2)
-    planner = ILQR(problem, ILQROptions(tolerance=1e-8), gradient=gradient)  # type: ignore[arg-type]
+    planner = ILQR(problem, ILQROptions(tolerance=1e-8), gradient=gradient)
     x0 = normal(6, 2, seed=1).abs()
     x0[1, 1] = BAD
     good = torch.arange(6) != 1
@@ -189,19 +192,19 @@ def test_beside_a_network_the_others_stay_to_rounding(gradient: str) -> None:
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("field", ["states", "controls", "cost"])
-def test_only_bad_problems_give_zero_gradients(m: int, gradient: str, field: str) -> None:
+def test_only_bad_problems_give_zero_gradients(m: int, gradient: Gradient, field: str) -> None:
     problem = logarithmic(Logarithm, m)
     x0 = torch.full((2, 2), BAD, dtype=FLOAT, requires_grad=True)
     goal = torch.zeros(2, 2 + m, dtype=FLOAT, requires_grad=True)
-    solution = ILQR(problem, gradient=gradient)(x0, params={"stage_cost.goal": goal})  # type: ignore[arg-type]
+    solution = ILQR(problem, gradient=gradient)(x0, params={"stage_cost.goal": goal})
     assert (solution.status == Status.NONFINITE).all()
-    leaves = [x0, goal, *problem.dynamics.parameters(), problem.stage_cost.weights]
+    leaves = [x0, goal, *problem.dynamics.parameters(), problem.get_parameter("stage_cost.weights")]
     for derivative in torch.autograd.grad(getattr(solution, field).sum(), leaves):
         assert not derivative.any()
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_a_value_that_is_bad_for_one_problem_only_stays_there(gradient: str) -> None:
+def test_a_value_that_is_bad_for_one_problem_only_stays_there(gradient: Gradient) -> None:
     """Dynamics that explode for one value of a parameter per problem."""
     rate = torch.tensor([0.9, 1e200, 0.8], dtype=FLOAT, requires_grad=True)
 
@@ -214,7 +217,7 @@ def test_a_value_that_is_bad_for_one_problem_only_stays_there(gradient: str) -> 
             return self.rate * x + u
 
     problem = ControlProblem(Growth(), QuadraticCost([1.0, 1.0], [0.5, 0.0]), horizon=4, state_size=1, control_size=1)
-    solution = ILQR(problem, gradient=gradient)(torch.ones(3, 1, dtype=FLOAT), params={"dynamics.rate": rate})  # type: ignore[arg-type]
+    solution = ILQR(problem, gradient=gradient)(torch.ones(3, 1, dtype=FLOAT), params={"dynamics.rate": rate})
     assert solution.status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
     (derivative,) = torch.autograd.grad(solution.controls.sum(), rate)
     assert derivative.tolist() == [pytest.approx(value) for value in (derivative[0].item(), 0.0, derivative[2].item())]
@@ -222,11 +225,37 @@ def test_a_value_that_is_bad_for_one_problem_only_stays_there(gradient: str) -> 
     assert derivative[2].abs() > 1e-3
 
 
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("gradient", ["implicit", "diffmpc"])
+def test_a_solution_without_a_second_derivative_passes_zero_and_spoils_no_other(m: int, gradient: Gradient) -> None:
+    """At x = 0, where the second problem starts and stays, |x|^1.5 has an infinite one."""
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.7, dtype=FLOAT))
+
+        def forward(self, x: Tensor, u: Tensor) -> Tensor:
+            return self.weight * x.abs().pow(1.5).sum(-1) + 0.5 * u.square().sum(-1)
+
+    problem = ControlProblem(lambda x, u: x + 0.1 * u.sum(-1, keepdim=True), Root(), horizon=3, state_size=1, control_size=m)
+    planner = ILQR(problem, gradient=gradient)
+    x0 = torch.tensor([[1.0], [0.0], [2.0]], dtype=FLOAT, requires_grad=True)
+    solution = planner(x0)
+    assert solution.converged.all()
+    weight = problem.get_parameter("stage_cost.weight")
+    beside = torch.autograd.grad(solution.controls.sum(), (x0, weight))
+    without = torch.autograd.grad(planner(x0[::2]).controls.sum(), (x0, weight))
+    for one, other in zip(beside, without, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0.0)
+        assert one.any()
+
+
 @settings(max_examples=5)
 @given(seed=st.integers(0, 10**6))
 def test_doubling_every_cost_changes_no_plan(seed: int) -> None:
     x0, single = published_pendulum_starts(3, seed), pendulum(5).requires_grad_(False)
-    weights = 2.0 * single.stage_cost.weights
+    weights = 2.0 * value_of(single, "stage_cost.weights")
     options = ILQROptions(tolerance=1e-10)
     one, other = ILQR(single, options)(x0), ILQR(single, options)(x0, params={"stage_cost.weights": weights})
     assert one.converged.all()
@@ -246,10 +275,10 @@ def test_a_change_of_units_of_the_state_changes_no_control(seed: int) -> None:
     scaled = QuadraticCost(
         torch.cat((scale**-2, plain.weights[3:].detach())), torch.cat((0.1 * scale, plain.goal[3:].detach()))
     )
-    sizes = {"horizon": 5, "state_size": 3, "control_size": 2, "u_min": -0.3, "u_max": 0.3}
-    one = ILQR(ControlProblem(LinearDynamics(A, B), plain, **sizes))(x0)  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"horizon": 5, "state_size": 3, "control_size": 2, "u_min": -0.3, "u_max": 0.3}
+    one = ILQR(ControlProblem(LinearDynamics(A, B), plain, **sizes))(x0)
     change = scale[:, None] * A / scale, scale[:, None] * B
-    other = ILQR(ControlProblem(LinearDynamics(*change), scaled, **sizes))(x0 * scale)  # type: ignore[arg-type]
+    other = ILQR(ControlProblem(LinearDynamics(*change), scaled, **sizes))(x0 * scale)
     assert one.converged.all()
     assert other.converged.all()
     torch.testing.assert_close(one.controls, other.controls, rtol=1e-5, atol=1e-5)  # tolerance 1e-6 on curvatures above 1

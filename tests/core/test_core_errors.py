@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import FLOAT, LinearDynamics, pendulum, quadrotor
+from problems import FLOAT, GRADIENTS, Gradient, LinearDynamics, pendulum, quadrotor
 from torch import Tensor, nn
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost
 
 X0 = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]], dtype=FLOAT)
+ANYTHING: Any = "pendulum"
 NAN, INF = float("nan"), float("inf")
 
 
@@ -35,10 +36,24 @@ def plan_with(**changes: Any) -> Any:
     return ILQR(problem(**changes))(torch.ones(2, 1, dtype=FLOAT))
 
 
+def options(**settings: Any) -> ILQROptions:
+    return ILQROptions(**settings)
+
+
 def full(*shape: int, value: float = 1.0) -> Tensor:
     return torch.full(shape, value, dtype=FLOAT)
 
 
+class TiedCost(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.model(x, u).square().sum(-1)
+
+
+TIED = LinearDynamics(full(1, 1), full(1, 1))
 HIDDEN = torch.ones((), dtype=FLOAT, requires_grad=True)
 SINGLE = torch.eye(1)  # float32
 
@@ -66,7 +81,15 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: problem(control_size=2, u_min=torch.tensor([0.0, 3.0]), u_max=1.0),
         r"u_min, u_max: expected u_min <= u_max, got u_min = 3 with u_max = 1\.",
     ),
-    "bound nan": (lambda: problem(u_max=NAN), r"u_min, u_max: expected u_min <= u_max, got u_min = -inf with u_max = nan\."),
+    "bound nan": (
+        lambda: problem(u_max=NAN),
+        r"u_max: expected numbers, got NaN\. Leave it out, or use infinity, where there is no",
+    ),
+    "bound text": (lambda: problem(u_min="low"), r"u_min: expected a number or a tensor \(1,\), got 'low'\."),
+    "bound with a gradient": (
+        lambda: problem(u_max=2.0 * HIDDEN),
+        r"u_max: expected numbers or an nn\.Parameter, got a tensor that requires a gradient, which would be lost\. Pass it to the",
+    ),
     "bound shape": (lambda: problem(u_min=full(2)), r"u_min: expected a number or a tensor \(1,\), got shape \(2,\)\."),
     "bound matrix": (
         lambda: problem(u_max=nn.Parameter(full(1, 1))),
@@ -81,6 +104,14 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: QuadraticCost([NAN], [0.0]),
         r"weights: expected a vector \(n\+m,\) of finite numbers, got \[nan\]\.",
     ),
+    "weights text": (
+        lambda: QuadraticCost(ANYTHING, [0.0]),
+        r"weights: expected a vector \(n\+m,\) of finite numbers, got 'pendulum'\.",
+    ),
+    "goal with a gradient": (
+        lambda: QuadraticCost([1.0], HIDDEN.reshape(1)),
+        r"goal: expected numbers or an nn\.Parameter, got a tensor that requires a gradient, which would be lost\. Pass it to the",
+    ),
     "weights matrix": (
         lambda: QuadraticCost(full(2, 2), full(2)),
         r"weights: expected a vector \(n\+m,\) of finite numbers, got tensor",
@@ -90,7 +121,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"goal: expected a vector \(n\+m,\) of finite numbers, got tensor",
     ),
     # The planner
-    "problem": (lambda: ILQR("pendulum"), r"problem: expected a ControlProblem, got str\."),  # type: ignore[arg-type]
+    "problem": (lambda: ILQR(ANYTHING), r"problem: expected a ControlProblem, got str\."),
     "options": (lambda: plan(options={"tolerance": 1.0}), r"options: expected ILQROptions, got dict\."),
     "gradient": (
         lambda: plan(gradient="exact"),
@@ -98,36 +129,36 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     # The options
     "native": (
-        lambda: ILQROptions(backend="native"),
+        lambda: options(backend="native"),
         r'backend: "native" is not part of this version; use "auto" or "torch"\.',
     ),
-    "backend": (lambda: ILQROptions(backend="cuda"), r"backend: expected \"auto\" or \"torch\", got 'cuda'\."),  # type: ignore[arg-type]
-    "max_iterations": (lambda: ILQROptions(max_iterations=0), r"max_iterations: expected a positive integer, got 0\."),
+    "backend": (lambda: options(backend="cuda"), r"backend: expected \"auto\" or \"torch\", got 'cuda'\."),
+    "max_iterations": (lambda: options(max_iterations=0), r"max_iterations: expected a positive integer, got 0\."),
     "max_iterations float": (
-        lambda: ILQROptions(max_iterations=1e2),
+        lambda: options(max_iterations=1e2),
         r"max_iterations: expected a positive integer, got 100\.0\.",
-    ),  # type: ignore[arg-type]
+    ),
     "line_search_steps": (
-        lambda: ILQROptions(line_search_steps=True),
+        lambda: options(line_search_steps=True),
         r"line_search_steps: expected a positive integer, got True\.",
     ),
-    "tolerance": (lambda: ILQROptions(tolerance=0.0), r"tolerance: expected a number above 0, got 0\.0\."),
-    "tolerance nan": (lambda: ILQROptions(tolerance=NAN), r"tolerance: expected a number above 0, got nan\."),
-    "tolerance text": (lambda: ILQROptions(tolerance="1e-6"), r"tolerance: expected a number above 0, got '1e-6'\."),  # type: ignore[arg-type]
+    "tolerance": (lambda: options(tolerance=0.0), r"tolerance: expected a number above 0, got 0\.0\."),
+    "tolerance nan": (lambda: options(tolerance=NAN), r"tolerance: expected a number above 0, got nan\."),
+    "tolerance text": (lambda: options(tolerance="1e-6"), r"tolerance: expected a number above 0, got '1e-6'\."),
     "regularisation_min": (
-        lambda: ILQROptions(regularisation_min=-1.0),
+        lambda: options(regularisation_min=-1.0),
         r"regularisation_min: expected a number above 0, got -1\.0\.",
     ),
     "regularisation_max": (
-        lambda: ILQROptions(regularisation_max=0),
+        lambda: options(regularisation_max=0),
         r"regularisation_max: expected a number above 0, got 0\.",
     ),
     "regularisation_factor": (
-        lambda: ILQROptions(regularisation_factor=1.0),
+        lambda: options(regularisation_factor=1.0),
         r"regularisation_factor: expected a number above 1, got 1\.0\.",
     ),
     "sufficient_decrease": (
-        lambda: ILQROptions(sufficient_decrease=0.5),
+        lambda: options(sufficient_decrease=0.5),
         r"sufficient_decrease: expected a number between 0 and 0\.5, got 0\.5\.",
     ),
     # The start
@@ -155,6 +186,14 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"params\['dynamics\.weight'\]: the problem has no parameter or buffer of this name; it has \['dynamics\.damping', .*, 'u_min'\]\.",
     ),
     "params no mapping": (lambda: plan(params=[full()]), r"params: expected a mapping from names to tensors, got list\."),
+    "params text": (
+        lambda: plan(params={"dynamics.mass": "heavy"}),
+        r"params\['dynamics\.mass'\]: expected a tensor of real numbers, got str\.",
+    ),
+    "params complex": (
+        lambda: plan(params={"dynamics.mass": torch.ones((), dtype=torch.complex128)}),
+        r"params\['dynamics\.mass'\]: expected a tensor of real numbers, got torch\.complex128\.",
+    ),
     "params shape": (
         lambda: plan(params={"dynamics.mass": full(3)}),
         r"params\['dynamics\.mass'\]: expected one of the shapes \(\), \(2,\), \(2, 4\) \(shared, per problem, per problem and step\), "
@@ -193,7 +232,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"params\['terminal_cost\.goal'\]: the terminal cost has no steps; give one value, or one per problem\.",
     ),
     "params twice": (
-        lambda: ILQR(problem(dynamics=TIED, stage_cost=TiedCost()))(
+        lambda: ILQR(problem(dynamics=TIED, stage_cost=TiedCost(TIED)))(
             full(1), params={"dynamics.A": full(1, 1), "stage_cost.model.A": full(1, 1)}
         ),
         r"params\['stage_cost\.model\.A'\]: \['dynamics\.A', 'stage_cost\.model\.A'\] are one and the same tensor; give it under one",
@@ -219,6 +258,11 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: plan_with(terminal_cost=lambda x: x),
         r"terminal_cost: expected a result of shape \(1,\) for arguments \(1, 1\), got \(1, 1\)\.",
     ),
+    "sizes that don't fit": (
+        lambda: plan_with(dynamics=lambda x, u: x @ torch.ones(2, 2, dtype=FLOAT)),
+        r"dynamics: expected a function of x \(\.\.\., n\) and u \(\.\.\., m\) with any leading dimensions, but arguments \(1, 1\), \(1, 1\) "
+        r"gave: .*\. Do its sizes fit the problem's state_size and control_size\?",
+    ),
     "dynamics' precision": (
         lambda: plan_with(dynamics=lambda x, u: (x + u).float()),
         r"dynamics: expected a result of torch\.float64, in which the solver computes, got torch\.float32\.",
@@ -243,17 +287,6 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
 }
 
-TIED = LinearDynamics(full(1, 1), full(1, 1))
-
-
-class TiedCost(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = TIED
-
-    def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.model(x, u).square().sum(-1)
-
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_refused_by_name(name: str) -> None:
@@ -266,7 +299,7 @@ def test_a_mass_that_an_optimiser_has_made_negative_is_refused() -> None:
     planner = ILQR(pendulum(4))
     planner(X0).controls.sum().backward()
     with torch.no_grad():
-        planner.problem.dynamics.mass.fill_(-0.25)
+        planner.problem.get_parameter("dynamics.mass").fill_(-0.25)
     with pytest.raises(ValueError, match=r"^dynamics\.mass: expected a number above 0, got -0\.25\."):
         planner(X0)
 
@@ -274,9 +307,15 @@ def test_a_mass_that_an_optimiser_has_made_negative_is_refused() -> None:
 def test_parameters_that_have_become_nan_are_refused() -> None:
     planner = ILQR(pendulum(4))
     with torch.no_grad():
-        planner.problem.stage_cost.weights[2] = NAN
+        planner.problem.get_parameter("stage_cost.weights")[2] = NAN
     with pytest.raises(ValueError, match=r"^stage_cost\.weights: expected finite numbers, got nan\."):
         planner(X0)
+
+
+def test_the_functions_results_are_checked_without_gradients_too() -> None:
+    message = r"^dynamics: expected a result of shape \(2, 1\) for arguments \(2, 1\), \(2, 1\), got \(2, 2\)\."
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        plan_with(dynamics=lambda x, u: torch.cat((x, u), dim=-1))
 
 
 def test_hidden_tensors_are_no_matter_without_gradients() -> None:
@@ -291,5 +330,12 @@ def test_an_error_inside_a_function_comes_through_as_it_is() -> None:
 
     with pytest.raises(KeyError, match="the user's own"):
         plan_with(dynamics=broken)
-    with pytest.raises(RuntimeError, match="size of tensor"):
-        plan_with(dynamics=lambda x, u: torch.cat((x, x), dim=-1) + torch.ones(7, dtype=FLOAT))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS[:2])
+@pytest.mark.parametrize("wrong", [NAN, INF])
+def test_a_loss_whose_gradient_is_no_number_is_refused(gradient: Gradient, wrong: float) -> None:
+    solution = ILQR(pendulum(4), gradient=gradient)(X0)
+    weights = torch.tensor([1.0, wrong], dtype=FLOAT).view(2, 1, 1)
+    with pytest.raises(ValueError, match=r"^loss: its gradient with respect to the solution of problem 1 is NaN or infinite\."):
+        (solution.controls * weights).sum().backward()

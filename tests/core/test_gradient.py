@@ -11,14 +11,17 @@ from problems import (
     CASES,
     CLOSED_ANSWERS,
     FLOAT,
+    GRADIENTS,
     LINEAR,
     NETWORK_COST,
     NETWORK_DYNAMICS,
     PENDULUM,
     QUADROTOR,
     Case,
+    Gradient,
     cartpole,
     closed_example,
+    gradient_of,
     linear,
     linear_starts,
     normal,
@@ -27,6 +30,7 @@ from problems import (
     published_pendulum_starts,
     quadrotor,
     quadrotor_starts,
+    value_of,
 )
 from torch import Tensor
 
@@ -36,10 +40,6 @@ from dilqr_rl.unroll import _step
 
 # A difference over 2h = 2e-5 turns an error of the solution into one of the gradient 5e4 times as large.
 TIGHT = ILQROptions(max_iterations=300, tolerance=1e-13)
-
-
-def value_of(problem: ControlProblem, name: str) -> Tensor:
-    return {**dict(problem.named_parameters()), **dict(problem.named_buffers())}[name].detach()
 
 
 def loss_of(solution: Solution) -> Tensor:
@@ -58,7 +58,7 @@ def gradients(
     problem: ControlProblem,
     names: tuple[str, ...],
     x0: Tensor,
-    gradient: str = "implicit",
+    gradient: Gradient = "implicit",
     loss: Callable[[Solution], Tensor] = loss_of,
     u_init: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def gradients(
     for leaf in leaves.values():
         leaf.requires_grad_()
     params = {name: leaf for name, leaf in leaves.items() if name != "x0"}
-    solution = ILQR(problem, TIGHT, gradient=gradient)(leaves["x0"], params=params, u_init=u_init)  # type: ignore[arg-type]
+    solution = ILQR(problem, TIGHT, gradient=gradient)(leaves["x0"], params=params, u_init=u_init)
     assert solution.converged.all(), solution.describe()
     found = torch.autograd.grad(loss(solution).sum(), list(leaves.values()))
     return {name: part.reshape(x0.shape[0], -1) for name, part in zip(leaves, found, strict=True)}
@@ -152,30 +152,29 @@ def test_implicit_equals_central_differences(case: Case, size: int, horizon: int
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_implicit_equals_unroll_at_convergence(case: Case) -> None:
-    problem, x0 = case.build(8), case.starts(6, 5)
+    problem, x0 = case.build(6), case.starts(6, 5)
     found, unrolled = (gradients(problem, names_of(case), x0, gradient) for gradient in ("implicit", "unroll"))
     for group, error in relative_errors(case, found, unrolled).items():
         assert error.max() < 1e-8, group  # of the tolerance 1e-13, and of the unrolled gradient's lag behind the solution
 
 
 @pytest.mark.parametrize(("theta", "_", "expected"), CLOSED_ANSWERS)
-@pytest.mark.parametrize("gradient", ["implicit", "diffmpc", "unroll"])
-def test_the_closed_example(theta: float, _: float, expected: float, gradient: str) -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_closed_example(theta: float, _: float, expected: float, gradient: Gradient) -> None:
     problem = closed_example(theta)
-    solution = ILQR(problem, TIGHT, gradient=gradient)(torch.ones(2, dtype=FLOAT))  # type: ignore[arg-type]
+    solution = ILQR(problem, TIGHT, gradient=gradient)(torch.ones(2, dtype=FLOAT))
     solution.controls.sum().backward()
-    assert problem.terminal_cost is not None
-    assert problem.terminal_cost.theta.grad.item() == pytest.approx(expected, abs=1e-6)  # six digits are published
+    assert gradient_of(problem, "terminal_cost.theta").item() == pytest.approx(expected, abs=1e-6)  # six digits are published
 
 
 @pytest.mark.parametrize("case", [PENDULUM, CARTPOLE, QUADROTOR, NETWORK_COST, LINEAR], ids=str)
-@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_the_dense_fixed_point_system_has_the_same_solution(case: Case, weight: float) -> None:
     """[DiLQR] eq. 10: with G one iteration, dtau/dtheta = (I - dG/dtau)^-1 dG/dtheta, partial derivatives at fixed
     trajectory tau.
 
-    The weight of the dynamics' curvature makes G an iteration of iLQR (0), of Newton's method (1) or of neither: their
-    fixed point and its derivative are the same.
+    The weight of the dynamics' curvature makes G an iteration of iLQR (0) or of Newton's method (1): their fixed point and its
+    derivative are the same.
     """
     T, names, problem = 4, names_of(case), case.build(4)
     n, m = problem.state_size, problem.control_size
@@ -236,9 +235,9 @@ def test_diffmpc_is_exact_for_linear_dynamics_and_wrong_for_others() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unroll"])
-def test_gradcheck(gradient: str) -> None:
+def test_gradcheck(gradient: Gradient) -> None:
     problem = quadrotor(2)
-    planner = ILQR(problem, TIGHT, gradient=gradient)  # type: ignore[arg-type]
+    planner = ILQR(problem, TIGHT, gradient=gradient)
     names = ("dynamics.mass", "terminal_cost.goal", "u_max")
 
     def solution(x0: Tensor, *values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,7 +268,7 @@ def test_a_control_at_its_bound_passes_its_gradient_to_the_bound_alone(case: Cas
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unroll"])
-def test_the_cost_has_the_gradient_of_the_envelope_theorem(gradient: str) -> None:
+def test_the_cost_has_the_gradient_of_the_envelope_theorem(gradient: Gradient) -> None:
     """At a solution the cost's derivative is the partial one, at fixed controls."""
     case, size = QUADROTOR, 5
     problem, x0 = case.build(8), case.starts(size, 0)
@@ -281,13 +280,13 @@ def test_the_cost_has_the_gradient_of_the_envelope_theorem(gradient: str) -> Non
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "diffmpc"])
-def test_second_derivatives_are_refused(gradient: str) -> None:
+def test_second_derivatives_are_refused(gradient: Gradient) -> None:
     problem = pendulum(5)
-    solution = ILQR(problem, gradient=gradient)(published_pendulum_starts(2))  # type: ignore[arg-type]
+    solution = ILQR(problem, gradient=gradient)(published_pendulum_starts(2))
     with pytest.raises(
         NotImplementedError, match=r'^second derivatives \(create_graph=True\) are not available .* use gradient="unroll"'
     ):
-        torch.autograd.grad(solution.controls.sum(), problem.dynamics.mass, create_graph=True)
+        torch.autograd.grad(solution.controls.sum(), problem.get_parameter("dynamics.mass"), create_graph=True)
 
 
 def test_unroll_has_second_derivatives() -> None:
@@ -317,12 +316,12 @@ def graph_of(tensor: Tensor) -> tuple[int, int]:
     return len(seen), sum(tensor.numel() for tensor in saved)
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "diffmpc", "unroll"])
-def test_memory_grows_with_the_iterations_only_when_unrolled(gradient: str) -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_memory_grows_with_the_iterations_only_when_unrolled(gradient: Gradient) -> None:
     x0, graphs = published_cartpole_starts(8), []
     for most in (2, 4, 8, 16):
         options = ILQROptions(max_iterations=most, tolerance=1e-12)
-        graphs.append(graph_of(ILQR(cartpole(10), options, gradient=gradient)(x0).controls))  # type: ignore[arg-type]
+        graphs.append(graph_of(ILQR(cartpole(10), options, gradient=gradient)(x0).controls))
     if gradient == "unroll":
         assert graphs[3][0] > 2 * graphs[0][0]
     else:
@@ -331,10 +330,10 @@ def test_memory_grows_with_the_iterations_only_when_unrolled(gradient: str) -> N
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "diffmpc"])
-def test_a_problem_that_has_not_converged_passes_zero(gradient: str) -> None:
+def test_a_problem_that_has_not_converged_passes_zero(gradient: Gradient) -> None:
     x0 = published_cartpole_starts(8).requires_grad_()
     problem = cartpole(20)
-    solution = ILQR(problem, ILQROptions(max_iterations=5), gradient=gradient)(x0)  # type: ignore[arg-type]
+    solution = ILQR(problem, ILQROptions(max_iterations=5), gradient=gradient)(x0)
     assert solution.converged.any()
     assert not solution.converged.all()
     (derivative,) = torch.autograd.grad(solution.states.sum() + solution.cost.sum(), x0)
@@ -343,8 +342,8 @@ def test_a_problem_that_has_not_converged_passes_zero(gradient: str) -> None:
 
 def test_a_loss_that_uses_no_problem_that_converged_has_a_zero_gradient_not_none() -> None:
     problem = cartpole(20)
-    for gradient in ("implicit", "diffmpc"):
-        solution = ILQR(problem, ILQROptions(max_iterations=1), gradient=gradient)(published_cartpole_starts(3))  # type: ignore[arg-type]
+    for gradient in GRADIENTS[:2]:
+        solution = ILQR(problem, ILQROptions(max_iterations=1), gradient=gradient)(published_cartpole_starts(3))
         for part in (solution.states, solution.controls, solution.cost):
             problem.zero_grad()
             part.sum().backward(retain_graph=True)

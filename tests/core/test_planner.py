@@ -7,18 +7,23 @@ import io
 import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import pytest
 import torch
 from problems import (
     CASES,
+    CASES_AND_GRADIENTS,
     FLOAT,
+    GRADIENTS,
     QUADROTOR,
     Case,
+    Gradient,
     NetworkCost,
     NetworkDynamics,
     cartpole,
     far_cartpole_starts,
+    gradient_of,
     linear,
     network_starts,
     normal,
@@ -26,20 +31,19 @@ from problems import (
     published_cartpole_starts,
     published_pendulum_starts,
     quadrotor,
+    value_of,
 )
 from torch import Tensor, nn
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, Status
 
-GRADIENTS = ("implicit", "diffmpc", "unroll")
 REAL = ("states", "controls", "cost", "residual", "gains")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_float32_comes_back_as_float32_and_converges_as_float64_does(case: Case, gradient: str) -> None:
-    planner = ILQR(case.build(5), ILQROptions(tolerance=1e-9), gradient=gradient)  # type: ignore[arg-type]
-    x0 = case.starts(4, 0).float()
+@pytest.mark.parametrize(("case", "gradient"), CASES_AND_GRADIENTS, ids=str)
+def test_float32_comes_back_as_float32_and_converges_as_float64_does(case: Case, gradient: Gradient) -> None:
+    planner = ILQR(case.build(4), ILQROptions(tolerance=1e-9), gradient=gradient)
+    x0 = case.starts(3, 0).float()
     single, double = planner(x0), planner(x0.double())
     for name in REAL:
         assert getattr(single, name).dtype == torch.float32
@@ -54,15 +58,15 @@ def test_float32_comes_back_as_float32_and_converges_as_float64_does(case: Case,
 
 
 def test_float32_modules_and_values_are_computed_with_in_float64() -> None:
-    sizes = {"horizon": 6, "state_size": 3, "control_size": 2, "u_min": -1.0, "u_max": 1.0}
+    sizes: dict[str, Any] = {"horizon": 6, "state_size": 3, "control_size": 2, "u_min": -1.0, "u_max": 1.0}
     modules = NetworkDynamics().float(), NetworkCost().float()
-    problem = ControlProblem(*modules, **sizes)  # type: ignore[arg-type]
+    problem = ControlProblem(*modules, **sizes)
     x0 = network_starts(5).float()
     solution = ILQR(problem, ILQROptions(tolerance=1e-10))(x0)
     assert solution.converged.all()
     solution.controls.sum().backward()
     assert all(parameter.dtype == torch.float32 for parameter in problem.parameters())  # as they were
-    double = ControlProblem(copy.deepcopy(modules[0]).double(), copy.deepcopy(modules[1]).double(), **sizes)  # type: ignore[arg-type]
+    double = ControlProblem(copy.deepcopy(modules[0]).double(), copy.deepcopy(modules[1]).double(), **sizes)
     expected = ILQR(double, ILQROptions(tolerance=1e-10))(x0.double())
     expected.controls.sum().backward()
     torch.testing.assert_close(solution.controls, expected.controls.float(), rtol=1e-6, atol=1e-6)
@@ -86,8 +90,7 @@ def test_a_plain_torch_network_in_its_default_type_works() -> None:
     solution = ILQR(problem)(torch.ones(2, 2))
     assert solution.converged.all()
     solution.states.sum().backward()
-    assert network[0].weight.grad is not None
-    assert network[0].weight.grad.any()
+    assert gradient_of(problem, "stage_cost.network.0.weight").any()
 
 
 class NetworkGoal(nn.Module):
@@ -101,8 +104,9 @@ class NetworkGoal(nn.Module):
 
 def test_params_of_another_type_are_converted() -> None:
     x0 = published_pendulum_starts(2)
-    for mass in (torch.tensor(2), torch.tensor(2.0), torch.tensor(2.0, dtype=FLOAT), 2.0, 2):
-        solution = ILQR(pendulum(4))(x0, params={"dynamics.mass": mass})  # type: ignore[dict-item]
+    masses: list[Any] = [torch.tensor(2), torch.tensor(2.0), torch.tensor(2.0, dtype=FLOAT), 2.0, 2]
+    for mass in masses:
+        solution = ILQR(pendulum(4))(x0, params={"dynamics.mass": mass})
         expected = ILQR(pendulum(4))(x0, params={"dynamics.mass": torch.tensor([2.0, 2.0], dtype=FLOAT)})
         torch.testing.assert_close(solution.controls, expected.controls, rtol=1e-14, atol=1e-14)
 
@@ -113,7 +117,7 @@ def test_python_numbers_mean_themselves_whatever_torchs_default_type() -> None:
     )
     assert problem.u_min.tolist() == [-0.1]
     assert problem.u_max.tolist() == [0.1]
-    assert problem.stage_cost.weights.tolist() == [0.1, 0.1]
+    assert value_of(problem, "stage_cost.weights").tolist() == [0.1, 0.1]
     assert ILQR(problem)(torch.zeros(1, dtype=FLOAT)).controls.item() == 0.1
     assert ILQR(problem.double())(torch.zeros(1)).controls.item() == pytest.approx(0.1)
 
@@ -159,22 +163,21 @@ def test_one_start_for_all_equals_the_same_start_for_each() -> None:
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("m", [1, 2])
-def test_bounds_that_meet_leave_one_plan(gradient: str, m: int) -> None:
+def test_bounds_that_meet_leave_one_plan(gradient: Gradient, m: int) -> None:
     problem = linear(4, 3, m, u_min=0.3, u_max=0.3)
-    solution = ILQR(problem, gradient=gradient)(normal(2, 3, seed=0).requires_grad_())  # type: ignore[arg-type]
+    solution = ILQR(problem, gradient=gradient)(normal(2, 3, seed=0).requires_grad_())
     assert solution.converged.all()
     assert solution.num_iterations.tolist() == [0, 0]
     assert (solution.controls == 0.3).all()
-    (derivative,) = torch.autograd.grad(solution.states.sum(), problem.dynamics.B)
+    (derivative,) = torch.autograd.grad(solution.states.sum(), problem.get_parameter("dynamics.B"))
     assert derivative.any()
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_an_unbounded_problem_is_one_with_bounds_far_away(gradient: str) -> None:
+def test_an_unbounded_problem_is_one_with_bounds_far_away(gradient: Gradient) -> None:
     x0 = normal(3, 4, seed=0).requires_grad_()
     solutions = [
-        ILQR(linear(6, u_min=low, u_max=high), gradient=gradient)(x0)  # type: ignore[arg-type]
-        for low, high in ((None, None), (-1e9, 1e9), (None, 1e9))
+        ILQR(linear(6, u_min=low, u_max=high), gradient=gradient)(x0) for low, high in ((None, None), (-1e9, 1e9), (None, 1e9))
     ]
     derivatives = [torch.autograd.grad(solution.controls.sum(), x0)[0] for solution in solutions]
     for solution, derivative in zip(solutions[1:], derivatives[1:], strict=True):
@@ -184,10 +187,10 @@ def test_an_unbounded_problem_is_one_with_bounds_far_away(gradient: str) -> None
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize(("n", "m", "horizon"), [(1, 1, 1), (1, 1, 5), (1, 3, 2), (5, 1, 1), (2, 5, 3)])
-def test_small_and_odd_sizes(gradient: str, n: int, m: int, horizon: int) -> None:
+def test_small_and_odd_sizes(gradient: Gradient, n: int, m: int, horizon: int) -> None:
     problem = linear(horizon, n, m, u_min=-0.3, u_max=0.4)
     x0 = normal(3, n, seed=0).requires_grad_()
-    solution = ILQR(problem, gradient=gradient)(x0)  # type: ignore[arg-type]
+    solution = ILQR(problem, gradient=gradient)(x0)
     assert solution.converged.all()
     assert solution.states.shape == (3, horizon + 1, n)
     assert solution.controls.shape == (3, horizon, m)
@@ -202,9 +205,9 @@ def test_small_and_odd_sizes(gradient: str, n: int, m: int, horizon: int) -> Non
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_it_plans_alike_without_gradients(context: Callable[[], AbstractContextManager[None]], gradient: str) -> None:
+def test_it_plans_alike_without_gradients(context: Callable[[], AbstractContextManager[None]], gradient: Gradient) -> None:
     x0, mass = published_cartpole_starts(4), torch.tensor([0.9, 1.0, 1.1, 1.2], dtype=FLOAT)
-    planner = ILQR(cartpole(8), gradient=gradient)  # type: ignore[arg-type]
+    planner = ILQR(cartpole(8), gradient=gradient)
     expected = planner(x0, params={"dynamics.cart_mass": mass})
     with context():
         solution = planner(x0, params={"dynamics.cart_mass": mass})
@@ -223,7 +226,7 @@ def test_rolling_out_without_gradients_then_training_with_them() -> None:
     trained = planner(x0, u_init=collected.controls)
     trained.controls.square().sum().backward()
     assert torch.equal(trained.controls, collected.controls)
-    assert planner.problem.stage_cost.weights.grad.any()
+    assert gradient_of(planner.problem, "stage_cost.weights").any()
 
 
 def test_gradients_accumulate_and_a_graph_can_be_used_twice() -> None:
@@ -231,9 +234,9 @@ def test_gradients_accumulate_and_a_graph_can_be_used_twice() -> None:
     solution = planner(x0)
     loss = solution.controls.square().sum()
     loss.backward(retain_graph=True)
-    first = planner.problem.stage_cost.weights.grad.clone()
+    first = gradient_of(planner.problem, "stage_cost.weights").clone()
     loss.backward()
-    torch.testing.assert_close(planner.problem.stage_cost.weights.grad, 2.0 * first)
+    torch.testing.assert_close(gradient_of(planner.problem, "stage_cost.weights"), 2.0 * first)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda planner: pickle.loads(pickle.dumps(planner))])
@@ -243,14 +246,14 @@ def test_copies_plan_alike_and_stand_alone(clone: Callable[[ILQR], ILQR]) -> Non
     assert torch.equal(other(x0).controls, planner(x0).controls)
     assert (other.options, other.gradient) == (planner.options, planner.gradient)
     with torch.no_grad():
-        other.problem.dynamics.mass.mul_(2.0)
+        other.problem.get_parameter("dynamics.mass").mul_(2.0)
     assert not torch.equal(other(x0).controls, planner(x0).controls)
 
 
 def test_the_state_dict_holds_physics_cost_and_bounds() -> None:
     source, target, x0 = ILQR(quadrotor(5)), ILQR(quadrotor(5)), QUADROTOR.starts(3, 0)
     with torch.no_grad():
-        source.problem.dynamics.mass.mul_(1.3)
+        source.problem.get_parameter("dynamics.mass").mul_(1.3)
         source.problem.u_max.sub_(0.5)
     file = io.BytesIO()
     torch.save(source.state_dict(), file)
@@ -282,8 +285,9 @@ def test_printing_shows_the_settings() -> None:
     shown = repr(ILQR(linear(7, 4, 2), gradient="diffmpc"))
     for piece in ("gradient='diffmpc'", "tolerance=1e-06", "horizon=7, state_size=4, control_size=2", "LinearDynamics"):
         assert piece in shown
-    shown = repr(ControlProblem(published_pendulum_starts, lambda x, u: x.sum(-1), horizon=1, state_size=1, control_size=1))
-    assert "published_pendulum_starts" in shown
+    shown = repr(ControlProblem(torch.add, lambda x, u: x.sum(-1), horizon=1, state_size=1, control_size=1))
+    assert "add" in shown
+    assert "<lambda>" in shown
 
 
 # Options.
@@ -296,9 +300,9 @@ def test_options_have_the_documented_defaults_and_are_frozen() -> None:
         options.tolerance = 1.0  # type: ignore[misc]
 
 
-def solved(**options: float) -> Solution:
+def solved(**options: Any) -> Solution:
     with torch.no_grad():
-        return ILQR(cartpole(20), ILQROptions(**options))(far_cartpole_starts(64))  # type: ignore[arg-type]
+        return ILQR(cartpole(20), ILQROptions(**options))(far_cartpole_starts(64))
 
 
 def test_max_iterations_stops_a_solve() -> None:
@@ -328,13 +332,13 @@ def test_the_line_searchs_options_change_the_path_and_not_the_end(options: dict[
     assert ((usual.cost - other.cost).abs() < 1e-6).double().mean() > 0.9  # some find another local minimum
 
 
-def from_a_maximum(**options: float) -> Solution:
+def from_a_maximum(**options: Any) -> Solution:
     """From near a maximum of the cost, where only regularisation finds the way down."""
     problem = ControlProblem(
         lambda x, u: x + 0.1 * u, lambda x, u: (3 * u).cos().sum(-1), horizon=3, state_size=1, control_size=1
     )
     start, u_init = torch.zeros(1, dtype=FLOAT), torch.full((3, 1), 0.1, dtype=FLOAT)
-    return ILQR(problem, ILQROptions(**options))(start, u_init=u_init)  # type: ignore[arg-type]
+    return ILQR(problem, ILQROptions(**options))(start, u_init=u_init)
 
 
 def test_regularisation_rises_from_its_least_value_by_its_factor_to_its_largest() -> None:
@@ -343,15 +347,15 @@ def test_regularisation_rises_from_its_least_value_by_its_factor_to_its_largest(
     assert from_a_maximum(regularisation_min=1.0).num_iterations <= usual.num_iterations - 6  # which go from 1e-6 to 1
     assert from_a_maximum(regularisation_factor=2.0).num_iterations > usual.num_iterations
     hopeless = from_a_maximum(regularisation_max=1.5e-5)
-    assert Status(hopeless.status.item()) is Status.LINE_SEARCH_FAILED
+    assert Status(int(hopeless.status)) is Status.LINE_SEARCH_FAILED
     assert hopeless.num_iterations == 3  # 1e-6, 1e-5, and one that would be too much
     assert (hopeless.controls == 0.1).all()
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-def test_both_names_of_the_torch_backend_plan_alike(backend: str) -> None:
+def test_both_names_of_the_torch_backend_plan_alike(backend: Literal["auto", "torch"]) -> None:
     x0 = published_pendulum_starts(2)
-    planner = ILQR(pendulum(4), ILQROptions(backend=backend))  # type: ignore[arg-type]
+    planner = ILQR(pendulum(4), ILQROptions(backend=backend))
     assert torch.equal(planner(x0).controls, ILQR(pendulum(4))(x0).controls)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from problems import (
     CASES,
     CLOSED_ANSWERS,
     FLOAT,
+    GRADIENTS,
     Case,
+    Gradient,
     LinearDynamics,
     box_minimum,
     cartpole,
@@ -25,6 +28,7 @@ from problems import (
     pendulum,
     quadrotor,
     quadrotor_starts,
+    value_of,
 )
 from torch import Tensor
 from torch.func import grad, hessian, vmap
@@ -37,7 +41,7 @@ TIGHT = ILQROptions(max_iterations=300, tolerance=1e-12)  # four digits beyond w
 REFERENCE = Path(__file__).with_name("reference_pendulum.npz")
 
 
-def plan(problem: ControlProblem, x0: Tensor, options: ILQROptions = TIGHT, **arguments: Tensor) -> Solution:
+def plan(problem: ControlProblem, x0: Tensor, options: ILQROptions = TIGHT, **arguments: Any) -> Solution:
     with torch.no_grad():
         return ILQR(problem, options)(x0, **arguments)
 
@@ -93,9 +97,9 @@ def test_a_linear_quadratic_problem_is_solved_by_riccatis_recursion_in_one_itera
     problem, x0 = linear(T, n, m), linear_starts(3)
     centred = {"stage_cost.goal": torch.zeros(n + m), "terminal_cost.goal": torch.zeros(n)}
     solution = plan(problem, x0, params=centred)
-    A, B = problem.dynamics.A.detach(), problem.dynamics.B.detach()
-    weights = problem.stage_cost.weights.detach()
-    P, gains = torch.diag(problem.terminal_cost.weights.detach()), []
+    A, B = value_of(problem, "dynamics.A"), value_of(problem, "dynamics.B")
+    weights = value_of(problem, "stage_cost.weights")
+    P, gains = torch.diag(value_of(problem, "terminal_cost.weights")), []
     for _ in range(T):
         gains.append(-torch.linalg.solve(torch.diag(weights[n:]) + B.T @ P @ B, B.T @ P @ A))
         P = torch.diag(weights[:n]) + A.T @ P @ (A + B @ gains[-1])
@@ -172,11 +176,8 @@ def test_a_gain_is_the_derivative_of_the_control_at_the_solution(case: Case) -> 
     solution = ILQR(problem, TIGHT)(x0)
     for control in range(problem.control_size):
         (derivative,) = torch.autograd.grad(solution.controls[:, 0, control].sum(), x0, retain_graph=True)
-        close = {
-            "rtol": 1e-5,
-            "atol": 1e-6,
-        }  # what may be left of the regularisation: once or ten times 1e-6, on a Q_uu of order one
-        torch.testing.assert_close(solution.gains[:, 0, control], derivative, **close)
+        # What may be left of the regularisation: once or ten times 1e-6, on a Q_uu of order one.
+        torch.testing.assert_close(solution.gains[:, 0, control], derivative, rtol=1e-5, atol=1e-6)
 
 
 # Bad and hard problems: each ends with a status, in finite numbers, and where a solution exists it is found.
@@ -184,10 +185,10 @@ def test_a_gain_is_the_derivative_of_the_control_at_the_solution(case: Case) -> 
 DOUBLE_INTEGRATOR = torch.tensor([[1.0, 0.1], [0.0, 1.0]], dtype=FLOAT)
 
 
-def on_integrator(cost: Callable[[Tensor, Tensor], Tensor], m: int = 1, **options: object) -> ControlProblem:
+def on_integrator(cost: Callable[[Tensor, Tensor], Tensor], m: int = 1, **options: Any) -> ControlProblem:
     pushes = torch.tensor([[0.0, 0.1], [0.1, 0.05]], dtype=FLOAT)[:, :m]
     dynamics = LinearDynamics(DOUBLE_INTEGRATOR, pushes)
-    return ControlProblem(dynamics, cost, horizon=10, state_size=2, control_size=m, **options)  # type: ignore[arg-type]
+    return ControlProblem(dynamics, cost, horizon=10, state_size=2, control_size=m, **options)
 
 
 def squares(x: Tensor) -> Tensor:
@@ -237,11 +238,11 @@ def unstable(factor: float) -> ControlProblem:
 
 
 @pytest.mark.parametrize("name", HARD)
-@pytest.mark.parametrize("gradient", ["implicit", "diffmpc", "unroll"])
-def test_hard_problems_are_solved_with_finite_gradients(name: str, gradient: str) -> None:
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_hard_problems_are_solved_with_finite_gradients(name: str, gradient: Gradient) -> None:
     build, scale = HARD[name]
     x0 = (scale * normal(4, 2, seed=3)).requires_grad_()
-    solution = ILQR(build(), ILQROptions(tolerance=1e-7), gradient=gradient)(x0)  # type: ignore[arg-type]
+    solution = ILQR(build(), ILQROptions(tolerance=1e-7), gradient=gradient)(x0)
     assert solution.converged.all(), solution.describe()
     (derivative,) = torch.autograd.grad(solution.states.sum() + solution.controls.sum(), x0)
     assert torch.isfinite(derivative).all()
