@@ -109,7 +109,7 @@ class Demo:
     ) -> CloningResult:
         from dilqr_rl.agents import clone
 
-        with progress("3/5 cloning: a scan, then gradient steps", options.steps) as bar:
+        with progress("3/5 cloning", options.steps) as bar:
 
             def tell(result: CloningResult) -> None:
                 bar.advance(note=f"validation loss {result.validation[-1][1]:.1e}")
