@@ -69,8 +69,7 @@ class Demo:
         reference = self._evaluate("5/5 network", network)
 
         episode = min(after.demonstrations.episodes, key=lambda episode: float(episode.observations[0, 0]))
-        models = {"before": wrong.problem.dynamics, "after": learner.problem.dynamics}
-        draw_learning(result, models, episode, folder / "learning.png")
+        draw_learning(result, {"before": wrong, "after": learner}, episode, folder / "learning.png")
         write_gif(_ENV, episode, folder / "swing_up.gif")
         losses = [imitation_loss(policy, test) for policy in (exact, wrong, learner, network)]
         expert_returns = experts.returns[self.episodes :]

@@ -8,25 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from dilqr_rl.agents.cloning import CloningResult
     from dilqr_rl.agents.demonstrations import Episode
+    from dilqr_rl.agents.policy import MPCPolicy
 
 __all__ = ["draw_learning", "write_gif"]
 
 _PREDICTED_STEPS = 60
-_TIME_STEP = 0.05
-_MAX_TORQUE = 2.0
 
 
-def draw_learning(result: CloningResult, models: Mapping[str, nn.Module], episode: Episode, path: Path) -> None:
-    """Plot the learning curve, and a real pendulum episode beside what each model predicts from its start and actions.
+def draw_learning(result: CloningResult, planners: Mapping[str, MPCPolicy], episode: Episode, path: Path) -> None:
+    """Plot the learning curve, and a real pendulum episode beside what each planner's model makes of its actions.
 
     Args:
         result: of the cloning.
-        models: dynamics to predict with, by label.
+        planners: whose models predict, by label; the environment's time step is taken from the last.
         episode: observations (T+1, 3) and actions (T, 1).
         path: the PNG file to write.
     """
@@ -44,10 +42,11 @@ def draw_learning(result: CloningResult, models: Mapping[str, nn.Module], episod
     losses.set(xlabel="optimiser step", ylabel="imitation loss", title="Learning from actions alone")
     losses.legend()
     steps = min(_PREDICTED_STEPS, len(episode))
-    seconds = _TIME_STEP * np.arange(steps + 1)
+    time_step = float([*planners.values()][-1].task.dynamics.time_step)  # type: ignore[arg-type]
+    seconds = time_step * np.arange(steps + 1)
     motion.plot(seconds, _angle(episode.observations[: steps + 1]), color="black", lw=4, alpha=0.3, label="real")
-    for (label, dynamics), style in zip(models.items(), ("--", "-"), strict=True):
-        predicted = _predict(dynamics, episode.observations[0], episode.actions[:steps])
+    for (label, planner), style in zip(planners.items(), ("--", "-"), strict=True):
+        predicted = _predict(planner, episode.observations[0], episode.actions[:steps])
         motion.plot(seconds, _angle(predicted), style, label=f"predicted, {label} training")
     motion.set(xlabel="time [s]", ylabel="angle from upright [rad]", title="A swing-up, and what the models predict")
     motion.legend()
@@ -67,7 +66,7 @@ def write_gif(env_id: str, episode: Episode, path: Path) -> None:
         env.reset(options={"state": observation})
         frames.append(Image.fromarray(np.asarray(env.render())).resize((250, 250), Image.Resampling.LANCZOS).quantize(64))
     env.close()
-    duration = int(2000 * _TIME_STEP)
+    duration = 2000 // env.metadata["render_fps"]
 
     def write(file: Path) -> None:
         frames[0].save(file, save_all=True, append_images=frames[1:], duration=duration, loop=0)
@@ -76,10 +75,11 @@ def write_gif(env_id: str, episode: Episode, path: Path) -> None:
 
 
 @torch.no_grad()
-def _predict(dynamics: nn.Module, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
+def _predict(planner: MPCPolicy, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
     states = [torch.as_tensor(start, dtype=torch.float64)]
     for action in actions:
-        states.append(dynamics(states[-1], _MAX_TORQUE * torch.as_tensor(action, dtype=torch.float64)))
+        control = planner.task.control_per_action * torch.as_tensor(action, dtype=torch.float64)
+        states.append(planner.problem.dynamics(states[-1], control))
     return torch.stack(states).numpy()
 
 
