@@ -14,6 +14,7 @@ if not (_Path(__file__).parent / "envs").is_dir():  # a checkout: dilqr_rl.envs 
     __path__.append(str(_Path(__file__).parents[1]))
 
 from dilqr_rl.costs import QuadraticCost
+from dilqr_rl.native import compile_dynamics
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
@@ -32,6 +33,7 @@ __all__ = [
     "QuadraticCost",
     "Solution",
     "Status",
+    "compile_dynamics",
     "find_task",
     "register_task",
 ]

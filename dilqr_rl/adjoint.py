@@ -7,7 +7,7 @@ and the loss's gradient define one more linear-quadratic problem, whose step d a
     dphi/dtheta = d/dtheta { sum_t [grad_z (l + lambda^T f)(z_t; theta) . d_t + mu_{t+1}^T f(z_t; theta)]
                                  + grad l_T(x_T; theta) . d_x,T }
 
-with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025,
+(and, for a loss that depends on the total cost J itself, dphi/dJ times l and l_T, in the braces and in phi's gradient) with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025,
 eq. 10, has the same solution). DiffMPC (Amos et al. 2018) is the same with the dynamics' curvature left out of H, which is
 exact for linear dynamics only.
 
@@ -18,8 +18,7 @@ the one of staying. A control without any curvature (its row of Q_uu is zero) st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,55 +26,37 @@ from torch.func import grad
 
 from dilqr_rl.box import product
 from dilqr_rl.derivatives import dynamics_hessian, terminal_gradient
+from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.ilqr import Iterate, expand, with_curvature
 from dilqr_rl.instance import Instance
 from dilqr_rl.lqr import Quadratic, backward_sweep, control_gradient, costates, linear_rollout
 from dilqr_rl.solution import Status
 
 
-def attach(solved: Iterate, x0: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
-    """The solution's states and controls, differentiable in x0 (B, n) and in the values of the problem.
+class Adjoint:
+    """A `Pullback` by torch operations.
 
     Args:
         solved: the solution, its instance that of the whole batch.
-        x0: the start states it was solved for.
         exact: the gradient of the fixed point; else DiffMPC's.
     """
-    return _FixedPoint.apply(solved, exact, x0, *solved.instance.values)
 
+    def __init__(self, solved: Iterate, exact: bool) -> None:
+        self._solved, self._exact = replace(solved, instance=solved.instance.with_values(())), exact
 
-class _FixedPoint(torch.autograd.Function):
-    """Identity on the solution; its backward pass is the adjoint."""
-
-    @staticmethod
-    def forward(ctx: Any, solved: Iterate, exact: bool, x0: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.instance, ctx.exact = solved.instance.with_values(()), exact
-        ctx.save_for_backward(solved.x, solved.u, solved.lower, solved.upper, solved.status, *values)
-        return solved.x.clone(), solved.u.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                'second derivatives (create_graph=True) are not available for gradient="implicit" and "diffmpc"; '
-                'use gradient="unroll".'
-            )
-        x, u, lower, upper, status, *values = ctx.saved_tensors
-        good = (status == Status.CONVERGED).nonzero().squeeze(1)
-        wrong = good[~_finite(*(part[good] for part in loss_gradients))]
-        if wrong.numel() > 0:
-            raise ValueError(
-                f"loss: its gradient with respect to the solution of problem {wrong[0].item()} is NaN or infinite. The "
-                "solution itself is finite; look at what is computed from it."
-            )
-        needed = ctx.needs_input_grad[3:]
+    def __call__(
+        self, values: tuple[Tensor, ...], needed: tuple[bool, ...], loss: LossGradient
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """See `Pullback`."""
+        solved = self._solved
+        good = (solved.status == Status.CONVERGED).nonzero().squeeze(1)
+        dx0 = torch.zeros_like(solved.x[:, 0])
         if good.numel() == 0:
-            zeros = (torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True))
-            return None, None, torch.zeros_like(x[:, 0]), *zeros
-        point = Point(ctx.instance.with_values(tuple(values)).select(good), *(part[good] for part in (x, u, lower, upper)))
-        step = solve_adjoint(point, *(part[good] for part in loss_gradients), exact=ctx.exact)
-        dx0 = x.new_zeros(x.shape[0], x.shape[2]).index_put((good,), step.mu[:, 0])
-        return None, None, dx0, *_value_gradients(ctx.instance, tuple(values), needed, good, point, step)
+            return dx0, [torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True)]
+        instance = solved.instance.with_values(values)
+        point = Point(instance.select(good), *(part[good] for part in (solved.x, solved.u, solved.lower, solved.upper)))
+        step = solve_adjoint(point, LossGradient(*(part[good] for part in loss)), exact=self._exact)
+        return dx0.index_put((good,), step.mu[:, 0]), _value_gradients(instance, needed, good, point, step)
 
 
 @dataclass(frozen=True)
@@ -100,6 +81,7 @@ class AdjointStep:
         mu: (B, T+1, n).
         dlower: (B, T, m), derivative of the loss with respect to each lower bound.
         dupper: (B, T, m), with respect to each upper bound.
+        dcost: (B,), derivative of the loss with respect to the cost.
     """
 
     costate: Tensor
@@ -108,10 +90,11 @@ class AdjointStep:
     mu: Tensor
     dlower: Tensor
     dupper: Tensor
+    dcost: Tensor
 
 
-def solve_adjoint(point: Point, loss_dx: Tensor, loss_du: Tensor, *, exact: bool) -> AdjointStep:
-    """Solve the adjoint problem for a loss with gradients loss_dx (B, T+1, n) and loss_du (B, T, m).
+def solve_adjoint(point: Point, gradient_of_loss: LossGradient, *, exact: bool) -> AdjointStep:
+    """Solve the adjoint problem for a loss.
 
     A problem whose system is singular has no derivative; it gets zeros.
     """
@@ -122,7 +105,9 @@ def solve_adjoint(point: Point, loss_dx: Tensor, loss_du: Tensor, *, exact: bool
     at_lower = (point.u <= point.lower) | (point.u - gradient <= point.lower)
     at_upper = ~at_lower & ((point.u >= point.upper) | (point.u - gradient >= point.upper))
     limit = torch.where(at_lower | at_upper, 0.0, torch.inf).to(point.u)
-    loss = Quadratic(model.F, model.H, torch.cat((loss_dx[:, :-1], loss_du), dim=-1), model.H_T, loss_dx[:, -1])
+    loss_dx, loss_du, loss_dcost = gradient_of_loss
+    loss_dz = torch.cat((loss_dx[:, :-1], loss_du), dim=-1) + loss_dcost[:, None, None] * model.g
+    loss = Quadratic(model.F, model.H, loss_dz, model.H_T, loss_dx[:, -1] + loss_dcost[:, None] * model.g_T)
     policy = backward_sweep(loss, -limit, limit, torch.zeros_like(limit[:, 0, 0]))
     dx, du = linear_rollout(model.F, policy)
     finite = _finite(dx, du)
@@ -131,18 +116,19 @@ def solve_adjoint(point: Point, loss_dx: Tensor, loss_du: Tensor, *, exact: bool
     g_T = torch.where(finite[:, None], loss.g_T + product(model.H_T, dx[:, -1]), 0.0)
     mu = costates(model.F, g, g_T)
     multiplier = control_gradient(model.F, g, mu)
-    return AdjointStep(costate, dx, du, mu, torch.where(at_lower, multiplier, 0.0), torch.where(at_upper, multiplier, 0.0))
+    dlower, dupper = (torch.where(active, multiplier, 0.0) for active in (at_lower, at_upper))
+    return AdjointStep(costate, dx, du, mu, dlower, dupper, loss_dcost)
 
 
 def _value_gradients(
-    instance: Instance, values: tuple[Tensor, ...], needed: tuple[bool, ...], good: Tensor, point: Point, step: AdjointStep
+    instance: Instance, needed: tuple[bool, ...], good: Tensor, point: Point, step: AdjointStep
 ) -> list[Tensor | None]:
     """The reverse pass: the derivative of the bracket in the module's docstring with respect to each value that needs it."""
     with torch.enable_grad():
-        leaves = tuple(value.detach().requires_grad_(need) for value, need in zip(values, needed, strict=True))
+        leaves = tuple(value.detach().requires_grad_(need) for value, need in zip(instance.values, needed, strict=True))
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         if not wanted:
-            return [None] * len(values)
+            return [None] * len(leaves)
         bracket = _bracket(instance.with_values(leaves).select(good), point, step)
         found = iter(torch.autograd.grad(bracket, wanted, allow_unused=True) if bracket.requires_grad else [None] * len(wanted))
     return [next(found) if need else None for need in needed]
@@ -151,18 +137,19 @@ def _value_gradients(
 def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
     n = point.x.shape[-1]
 
-    def lagrangian(z: Tensor) -> tuple[Tensor, Tensor]:
+    def lagrangian(z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x, u = z[..., :n], z[..., n:]
-        f = instance.dynamics(x, u)
-        return instance.stage_cost(x, u).sum() + (step.costate[:, 1:] * f).sum(), f
+        f, cost = instance.dynamics(x, u), instance.stage_cost(x, u)
+        return cost.sum() + (step.costate[:, 1:] * f).sum(), (f, cost)
 
-    gradient, f = grad(lagrangian, has_aux=True)(torch.cat((point.x[:, :-1], point.u), dim=-1))
+    gradient, (f, cost) = grad(lagrangian, has_aux=True)(torch.cat((point.x[:, :-1], point.u), dim=-1))
     directional = (gradient * torch.cat((step.dx[:, :-1], step.du), dim=-1)).sum()
     last = (terminal_gradient(instance, point.x[:, -1]) * step.dx[:, -1]).sum()
+    total = (step.dcost * (cost.sum(-1) + instance.terminal_cost(point.x[:, -1]))).sum()
     lower, upper = instance.bounds(point.u.shape[0])
     at_lower = torch.where(step.dlower != 0, step.dlower * lower, 0.0)
     at_upper = torch.where(step.dupper != 0, step.dupper * upper, 0.0)
-    return directional + (step.mu[:, 1:] * f).sum() + last + (at_lower + at_upper).sum()
+    return directional + (step.mu[:, 1:] * f).sum() + last + total + (at_lower + at_upper).sum()
 
 
 def _finite(*parts: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
     """
     if params is not None and not isinstance(params, Mapping):
         raise ValueError(f"params: expected a mapping from names to tensors, got {type(params).__name__}.")
-    named = {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers(remove_duplicate=False))}
+    named = _named_tensors(problem)
     replaced = _checked_params(problem, named, x0.shape[0], params or {})
     positions: dict[int, int] = {}
     values: list[Tensor] = []
@@ -179,6 +179,15 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
     instance = Instance(problem, tuple(values), tuple(leads), {role: tuple(pairs) for role, pairs in slots.items()})
     _check_values(instance)
     return instance
+
+
+def own_tensors(problem: ControlProblem) -> list[Tensor]:
+    """The problem's parameters and buffers, each once, in the order of an instance's values."""
+    return list({id(tensor): tensor for tensor in _named_tensors(problem).values()}.values())
+
+
+def _named_tensors(problem: ControlProblem) -> dict[str, Tensor]:
+    return {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers(remove_duplicate=False))}
 
 
 def _checked_params(

@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dilqr_rl.adjoint import attach
+from dilqr_rl.adjoint import Adjoint
+from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.ilqr import Decision, Iterate, solve
 from dilqr_rl.instance import Instance, bind
+from dilqr_rl.native.program import Program, find_program
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution, Status
@@ -53,6 +55,8 @@ class ILQR(nn.Module):
             raise ValueError(f"options: expected ILQROptions, got {type(options).__name__}.")
         if gradient not in _GRADIENTS:
             raise ValueError(f"gradient: expected one of {_GRADIENTS}, got {gradient!r}.")
+        if gradient == "unroll" and options is not None and options.backend == "native":
+            raise ValueError('gradient: "unroll" has no native form; use backend="auto" or "torch" with it.')
         self.problem = problem
         self.options = options or ILQROptions()
         self.gradient = gradient
@@ -87,20 +91,36 @@ class ILQR(nn.Module):
         return f"gradient={self.gradient!r}, {self.options}"
 
     def _plan(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Solution:
-        inputs = (x0, u_init, *instance.values)
-        differentiable = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+        differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in (x0, u_init, *instance.values))
+        program = self._program(instance, x0, u_init)
         if torch.is_grad_enabled():
-            _refuse_hidden_tensors(instance, x0, u_init)
-        decisions: list[Decision] | None = [] if differentiable and self.gradient == "unroll" else None
-        solved = replace(solve(instance, x0, u_init, self.options, decisions), instance=instance)
-        if not differentiable:
-            return _solution(solved, solved.x, solved.u, solved.cost)
-        passes = solved.status == Status.CONVERGED if decisions is None else solved.status != Status.NONFINITE
-        if decisions is None or not passes.any():
-            x, u = attach(solved, x0, exact=self.gradient == "implicit")
+            _refuse_hidden_tensors(instance, x0, u_init, program)
+        if differentiable and self.gradient == "unroll":
+            return self._unroll(instance, x0, u_init)
+        exact = self.gradient == "implicit"
+        pullback: Pullback
+        if program is None:
+            solved = replace(solve(instance, x0, u_init, self.options), instance=instance)
+            solution, pullback = _solution(solved), Adjoint(solved, exact)
         else:
-            x, u = replay(solved, decisions, x0, u_init)
-        return _solution(solved, x, u, _cost(solved, x, u, passes))
+            solution, pullback = program.solve(instance, x0, u_init, self.options, exact)
+        if not differentiable:
+            return solution
+        states, controls, cost = attach(pullback, solution, x0, instance.values)
+        return replace(solution, states=states, controls=controls, cost=cost)
+
+    def _unroll(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Solution:
+        decisions: list[Decision] = []
+        solved = replace(solve(instance, x0, u_init, self.options, decisions), instance=instance)
+        passes = solved.status != Status.NONFINITE
+        x, u = replay(solved, decisions, x0, u_init)
+        return replace(_solution(solved), states=x, controls=u, cost=_cost(solved, x, u, passes))
+
+    def _program(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Program | None:
+        """Native code for the instance; None where the PyTorch path is asked for, or is the only one."""
+        if self.options.backend == "torch" or self.gradient == "unroll":
+            return None
+        return find_program(instance, x0, u_init, required=self.options.backend == "native")
 
     def _start_states(self, x0: Tensor) -> Tensor:
         n = self.problem.state_size
@@ -130,11 +150,11 @@ def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
     return number.index_put((index,), solved.instance.select(index).total_cost(x[index], u[index]))
 
 
-def _solution(solved: Iterate, x: Tensor, u: Tensor, cost: Tensor) -> Solution:
+def _solution(solved: Iterate) -> Solution:
     return Solution(
-        states=x,
-        controls=u,
-        cost=cost,
+        states=solved.x,
+        controls=solved.u,
+        cost=solved.cost,
         status=solved.status,
         num_iterations=solved.iterations,
         residual=solved.residual,
@@ -142,8 +162,10 @@ def _solution(solved: Iterate, x: Tensor, u: Tensor, cost: Tensor) -> Solution:
     )
 
 
-def _refuse_hidden_tensors(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
+def _refuse_hidden_tensors(instance: Instance, x0: Tensor, u_init: Tensor, program: Program | None) -> None:
     """Raise a ValueError where a function depends on a tensor that requires a gradient and isn't the instance's."""
+    if program is not None and not program.depends_on_hidden_tensors:
+        return
     first = torch.zeros(1, dtype=torch.int64, device=x0.device)
     plain = instance.with_values(tuple(value.detach() for value in instance.values)).select(first)
     x, u = x0[:1].detach(), u_init[:1, 0].detach()

@@ -16,6 +16,7 @@ from dilqr_rl.costs import QuadraticCost
 from dilqr_rl.envs.checks import read_state, read_vector
 from dilqr_rl.envs.physics import SystemDynamics
 from dilqr_rl.envs.rendering import Window, frame_pixels, new_frame
+from dilqr_rl.native import compile_dynamics
 from dilqr_rl.tasks import ControlTask
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class SystemEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.dynamics_class.control_size,), np.float32)
         self._dynamics_at_make = self._build_dynamics(self.dynamics_class.check_physics(physics))
         self._physics_at_make = self._dynamics_at_make.physics
-        self._dynamics, self._physics = self._dynamics_at_make, self._physics_at_make
+        self._use(self._dynamics_at_make)
         self._state: NDArray[np.float64] | None = None
         self._control = np.zeros(self.dynamics_class.control_size)
         self._window = Window(self.env_id)
@@ -123,7 +124,7 @@ class SystemEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         """
         dynamics, start = self._read_options(options)
         super().reset(seed=seed)
-        self._dynamics, self._physics = dynamics, dynamics.physics
+        self._use(dynamics)
         self._state = self._draw_start() if start is None else start
         self._control = np.zeros_like(self._control)
         if self.render_mode == "human":
@@ -200,10 +201,13 @@ class SystemEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         with torch.device("cpu"):
             return self.dynamics_class.from_physics(physics, **self._step_settings)
 
-    @torch.no_grad()
+    def _use(self, dynamics: SystemDynamics) -> None:
+        """Step with these dynamics from now on."""
+        self._compiled_dynamics, self._physics = compile_dynamics(dynamics), dynamics.physics
+
     def _advance(self, state: NDArray[np.float64], control: NDArray[np.float64]) -> NDArray[np.float64]:
         """The next state: the one place where the system moves."""
-        following: NDArray[np.float64] = self._dynamics(torch.from_numpy(state), torch.from_numpy(control)).numpy()
+        following = self._compiled_dynamics(state, control)
         if not np.isfinite(following).all():
             raise FloatingPointError(f"The state after {state} is not finite; the physics {self._physics} are too extreme.")
         return following

@@ -1,4 +1,4 @@
-"""The command line: `dilqr expert`, `train`, `evaluate` and `demo`."""
+"""The command line: `dilqr expert`, `train`, `evaluate`, `demo` and `bench`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from dilqr_rl.cli.bench import Bench
 from dilqr_rl.cli.console import console, errors
 from dilqr_rl.cli.demo import Demo
 from dilqr_rl.cli.evaluate import Evaluate
@@ -21,6 +22,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 

@@ -1,0 +1,111 @@
+"""The parameters of a batch of problems in one flat array, as generated code takes them, and their gradients back from such an array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dilqr_rl.instance import PER_STEP, SHARED, Instance
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Values of B problems, those of closures included, V in all.
+
+    Attributes:
+        numbers: all of them, flat.
+        table: (3, V), where each value starts, and its strides from problem to problem and from step to step.
+        bound_rows: (2, 2), for u_min and u_max: which value it is, and its stride from component to component.
+        sizes: (V,), numbers of one value for one problem and step; 0 for integer tensors, which are no arguments.
+        leads: (V,), SHARED, PER_PROBLEM or PER_STEP.
+        horizon: T.
+    """
+
+    numbers: Floats
+    table: Integers
+    bound_rows: Integers
+    sizes: tuple[int, ...]
+    leads: tuple[int, ...]
+    horizon: int
+
+
+def arrange(instance: Instance, closures: Sequence[Tensor]) -> Arguments:
+    """The instance's values and those of closures, side by side."""
+    T = instance.problem.horizon
+    leads = (*instance.leads, *[SHARED] * len(closures))
+    parts: list[Floats] = []
+    sizes: list[int] = []
+    table = np.zeros((3, len(leads)), np.int64)
+    start = 0
+    for place, (value, lead) in enumerate(zip((*instance.values, *closures), leads, strict=True)):
+        flat = _flat(value)
+        size = flat.size
+        if lead != SHARED:
+            size //= value.shape[0] * (T if lead == PER_STEP else 1)
+            table[1, place] = size * T if lead == PER_STEP else size
+            table[2, place] = size if lead == PER_STEP else 0
+        table[0, place] = start
+        start += flat.size
+        parts.append(flat)
+        sizes.append(size)
+    bounds = dict(instance.slots[""])
+    rows = [(bounds[name], int(sizes[bounds[name]] > 1)) for name in ("u_min", "u_max")]
+    return Arguments(np.concatenate(parts), table, np.array(rows, np.int64), tuple(sizes), leads, T)
+
+
+def _flat(value: Tensor) -> Floats:
+    if not value.is_floating_point():
+        return np.empty(0)
+    flat: Floats = value.detach().reshape(-1).to(torch.float64).numpy()
+    return flat
+
+
+class GradientArrays:
+    """Room for the gradients of all values.
+
+    The gradient of a shared value is summed up in groups of problems, each with room of its own, and then over the groups: so it
+    is the same however the groups are shared out among threads.
+
+    Args:
+        arguments: the values.
+        batch_size: B.
+        groups: number of groups.
+    """
+
+    def __init__(self, arguments: Arguments, batch_size: int, groups: int) -> None:
+        self._arguments, self._groups = arguments, groups
+        shared = [lead == SHARED for lead in arguments.leads]
+        self._room = sum(size for size, is_shared in zip(arguments.sizes, shared, strict=True) if is_shared)
+        self._shared = np.array(shared)
+        self._table = arguments.table.copy()
+        next_shared, next_own = 0, groups * self._room
+        for place, (size, lead) in enumerate(zip(arguments.sizes, arguments.leads, strict=True)):
+            self._table[0, place] = next_shared if lead == SHARED else next_own
+            if lead == SHARED:
+                next_shared += size
+            else:
+                next_own += size * batch_size * (arguments.horizon if lead == PER_STEP else 1)
+        self.numbers: Floats = np.zeros(next_own)
+
+    def table(self, group: int) -> Integers:
+        """(3, V), as for the values, for a group's problems."""
+        table = self._table.copy()
+        table[0, self._shared] += group * self._room
+        return table
+
+    def gradient(self, place: int, shape: Sequence[int]) -> Tensor:
+        """The gradient of a value, in its shape."""
+        size, first = self._arguments.sizes[place], self._table[0, place]
+        if self._shared[place]:
+            groups = self.numbers[: self._groups * self._room].reshape(self._groups, self._room)
+            return torch.from_numpy(groups[:, first : first + size].sum(0)).reshape(tuple(shape))
+        count = int(np.prod(shape))
+        return torch.from_numpy(self.numbers[first : first + count].copy()).reshape(tuple(shape))

@@ -1,0 +1,56 @@
+"""Machine code for generated source, with every reason why there may be none told in one way."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dilqr_rl.native.kernel import _part, kernel_source
+from dilqr_rl.native.model import SIGNATURES, Model
+from dilqr_rl.native.tracing import Untraceable
+
+
+@lru_cache(maxsize=None)
+def solver(n: int, m: int) -> ModuleType:
+    """The module with `solve` and `adjoint` for states (n,) and controls (m,).
+
+    Raises:
+        Untraceable: it can't be compiled here.
+    """
+    return _load(f"kernel_{n}_{m}", kernel_source(n, m), f"the solver for {n} states and {m} controls")
+
+
+@lru_cache(maxsize=1)
+def stepper() -> ModuleType:
+    """The module with `step`; see `solver`."""
+    return _load("kernel_step", _step_source(), "the stepping of dynamics")
+
+
+def functions(model: Model, label: str) -> NDArray[np.int64]:
+    """The addresses of a model's functions, in the order of `SIGNATURES`, 0 for those that the model hasn't; see `solver`."""
+    module = _load("model", model.source, label)
+    return np.array([getattr(module, s.name).address if hasattr(module, s.name) else 0 for s in SIGNATURES], np.int64)
+
+
+def _step_source() -> str:
+    arrays = "int64[::1], int64[::1], float64[::1], int64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1]"
+    parts = ["from __future__ import annotations", _part("memory"), _part("step"), f"step.compile('void({arrays})')"]
+    return "\n".join(parts) + "\n"
+
+
+def _load(name: str, source: str, label: str) -> ModuleType:
+    try:
+        import numba
+
+        from dilqr_rl.native.cache import load_module
+    except Exception as error:  # an import of a broken numba may raise anything
+        raise Untraceable(f"numba can't be imported ({error})") from error
+    if numba.config.DISABLE_JIT:
+        raise Untraceable("NUMBA_DISABLE_JIT is set")
+    try:
+        return load_module(name, source, label)
+    except (numba.core.errors.NumbaError, OSError, RuntimeError) as error:
+        raise Untraceable(f"numba can't compile {label} ({type(error).__name__}: {error})") from error

@@ -1,0 +1,148 @@
+"""Dynamics as a fast NumPy function: what environments step with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dilqr_rl.native import build
+from dilqr_rl.native.fingerprint import fingerprint
+from dilqr_rl.native.model import Functions, write_model
+from dilqr_rl.native.tracing import Untraceable
+
+__all__ = ["CompiledDynamics", "compile_dynamics"]
+
+Floats = NDArray[np.float64]
+_MOST = 64  # kept
+
+_log = logging.getLogger("dilqr_rl")
+_compiled: dict[Hashable, _Code | None] = {}
+
+
+def compile_dynamics(
+    dynamics: Callable[[Tensor, Tensor], Tensor], *, state_size: int | None = None, control_size: int | None = None
+) -> CompiledDynamics:
+    """Compile dynamics written in torch into a function of NumPy arrays, for one state and for a batch.
+
+    The function follows the module's parameters and buffers as they change. Its other settings (a time step, say) are those of
+    this moment. What can't be compiled runs in PyTorch, with one line in the log that says why.
+
+    Args:
+        dynamics: (x, u) -> next x, an `nn.Module` or a plain function, as for a `ControlProblem`.
+        state_size: n; by default the module's attribute of this name.
+        control_size: m; likewise.
+
+    Raises:
+        ValueError: a size is neither given nor an attribute of the dynamics.
+    """
+    n = _size("state_size", state_size, dynamics)
+    m = _size("control_size", control_size, dynamics)
+    tensors = _tensors(dynamics)
+    integers = tuple((id(t), t._version) for t in tensors if not t.is_floating_point())
+    settings = fingerprint(dynamics) if isinstance(dynamics, nn.Module) else id(dynamics)
+    key = (settings, integers, tuple(tuple(t.shape) for t in tensors), n, m)
+    if key not in _compiled:
+        while len(_compiled) >= _MOST:
+            del _compiled[next(iter(_compiled))]
+        _compiled[key] = _compile(dynamics, tensors, n, m)
+    return CompiledDynamics(dynamics, n, m, _compiled[key])
+
+
+@dataclass(frozen=True)
+class _Code:
+    """Machine code for dynamics: `step` (x, u, P, offsets -> following) and the tensors of closures that it takes."""
+
+    step: Callable[..., None]
+    closures: tuple[Tensor, ...]
+    dynamics: Any  # kept alive: the code is found again by its identity
+
+
+class CompiledDynamics:
+    """What `compile_dynamics` returns.
+
+    Attributes:
+        native: whether it is machine code; else it calls the torch function.
+    """
+
+    def __init__(self, dynamics: Callable[..., Tensor], n: int, m: int, code: _Code | None) -> None:
+        self.native = code is not None
+        self._dynamics, self._n, self._m, self._code = dynamics, n, m, code
+        closures = dict(enumerate(code.closures if code else ()))
+        self._places = [*_places(dynamics), *((closures, place) for place in closures)]
+        self._seen: list[tuple[int, int]] | None = None
+
+    def __call__(self, x: Floats, u: Floats) -> Floats:
+        """The next states of x (n,) or (B, n) under controls u (m,) or (B, m), in float64.
+
+        Raises:
+            ValueError: arrays of other shapes.
+        """
+        x, u = np.ascontiguousarray(x, np.float64), np.ascontiguousarray(u, np.float64)
+        if x.shape[-1:] != (self._n,) or u.shape != (*x.shape[:-1], self._m) or x.ndim > 2:
+            expected = f"({self._n},) and ({self._m},), or (B, {self._n}) and (B, {self._m})"
+            raise ValueError(f"x, u: expected arrays of shapes {expected}, got {x.shape} and {u.shape}.")
+        if self._code is None:
+            return self._in_torch(x, u)
+        following = np.empty(x.shape)
+        self._code.step(
+            *self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n)
+        )
+        return following
+
+    def _parameters(self) -> tuple[Floats, NDArray[np.int64]]:
+        """All numbers, flat, and where each tensor starts."""
+        tensors = [holder[name] for holder, name in self._places]
+        seen = [(id(tensor), tensor.data_ptr()) for tensor in tensors]
+        if seen != self._seen:  # else the views below show the numbers as they are now
+            numbers = [t.detach().reshape(-1).numpy() if t.is_floating_point() else np.empty(0) for t in tensors]
+            offsets = np.cumsum([0, *(part.size for part in numbers)])[:-1]
+            self._seen, self._tensors, self._numbers, self._offsets = seen, tensors, [*numbers, np.empty(0)], offsets
+        return np.concatenate(self._numbers, dtype=np.float64), self._offsets
+
+    def _in_torch(self, x: Floats, u: Floats) -> Floats:
+        with torch.no_grad():
+            following: Floats = self._dynamics(torch.from_numpy(x), torch.from_numpy(u)).numpy()
+        return following
+
+
+def _places(dynamics: Any) -> list[tuple[Any, str]]:
+    """Where a module's parameters and buffers are held: a dictionary and a name each, and each tensor once."""
+    if not isinstance(dynamics, nn.Module):
+        return []
+    holders = [holder for kind in ("_parameters", "_buffers") for holder in (vars(m)[kind] for m in dynamics.modules())]
+    held = {id(tensor): (holder, name) for holder in holders for name, tensor in holder.items() if tensor is not None}
+    return list(held.values())
+
+
+def _tensors(dynamics: Any) -> list[Tensor]:
+    return [holder[name] for holder, name in _places(dynamics)]
+
+
+def _size(name: str, given: int | None, dynamics: Any) -> int:
+    size = getattr(dynamics, name, None) if given is None else given
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name}: expected a positive integer, as an argument or an attribute of the dynamics, got {size!r}.")
+    return size
+
+
+def _name(dynamics: Any) -> str:
+    return type(dynamics).__name__ if isinstance(dynamics, nn.Module) else getattr(dynamics, "__qualname__", repr(dynamics))
+
+
+def _compile(dynamics: Callable[..., Tensor], tensors: list[Tensor], n: int, m: int) -> _Code | None:
+    try:
+        model = write_model(Functions(dynamics, None, None, n, m), tensors, only=("constants", "advance"))
+        addresses = build.functions(model, f"{_name(dynamics)} for stepping")
+        sizes = np.array([model.constants_size, model.work_size], np.int64)
+        return _Code(partial(build.stepper().step, addresses, sizes), model.values[len(tensors) :], dynamics)
+    except Untraceable as error:
+        _log.warning("stepping %s with PyTorch, which is slower than native code: %s", _name(dynamics), error)
+        return None

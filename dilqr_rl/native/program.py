@@ -1,0 +1,229 @@
+"""A problem's native code, with what it takes to run it: found for a planner, or made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from types import ModuleType
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dilqr_rl.fixed_point import LossGradient
+from dilqr_rl.instance import SHARED, Instance, own_tensors
+from dilqr_rl.native import build
+from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
+from dilqr_rl.native.evaluate import evaluate
+from dilqr_rl.native.fingerprint import fingerprint
+from dilqr_rl.native.model import Functions, Model, write_model
+from dilqr_rl.native.threads import GROUP, in_groups
+from dilqr_rl.native.tracing import Untraceable
+from dilqr_rl.options import ILQROptions
+from dilqr_rl.problem import ControlProblem
+from dilqr_rl.solution import Solution
+
+_MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
+
+_AGREEMENT = 1e-9  # between generated code and the functions, relative and absolute
+
+_log = logging.getLogger("dilqr_rl")
+_programs: WeakKeyDictionary[ControlProblem, dict[Hashable, Program | str]] = WeakKeyDictionary()
+_reported: set[str] = set()
+
+
+def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool) -> Program | None:
+    """The native code for an instance, made if there is none yet.
+
+    Args:
+        instance: the problems.
+        x0: start states (B, n) in float64, at which new code is compared with the functions.
+        u_init: controls (B, T, m).
+        required: raise where there is none.
+
+    Raises:
+        ValueError: there is none, and it is required; the message says why.
+    """
+    if x0.device.type == "cpu":
+        known = _programs.setdefault(instance.problem, {})
+        key = (fingerprint(instance.problem), tuple(instance.slots.items()))
+        if key not in known:
+            while len(known) >= _MOST_PER_PROBLEM:
+                del known[next(iter(known))]
+            known[key] = _make_program(instance, x0, u_init)
+        found = known[key]
+        if isinstance(found, Program) and found.fits(instance):
+            return found
+        reason = found if isinstance(found, str) else "an integer tensor was replaced through params"
+    else:
+        reason = f"native code runs on the CPU, x0 is on {x0.device}"
+    if required:
+        raise ValueError(f'backend: "native" is not possible: {reason}. Use "auto" or "torch", or change that.')
+    if reason not in _reported:
+        _reported.add(reason)
+        _log.warning("solving with PyTorch, which is slower than native code: %s", reason)
+    return None
+
+
+def _make_program(instance: Instance, x0: Tensor, u_init: Tensor) -> Program | str:
+    """The program, or why there is none."""
+    problem = instance.problem
+    _call_once(instance, x0, u_init)
+    try:
+        model = trace_problem(problem)
+        solver = build.solver(problem.state_size, problem.control_size)
+        program = Program(model, build.functions(model, _label(problem)), solver, len(instance.values))
+        program.compare(instance, x0, u_init)
+    except Untraceable as error:
+        return str(error)
+    return program
+
+
+def _call_once(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
+    """Call the functions for one state, so that an error in them is told in the terms of the problem."""
+    with torch.no_grad():
+        first = instance.select(torch.zeros(1, dtype=torch.int64)).at_first_step()
+        x, u = x0[:1].detach(), u_init[:1, 0].detach()
+        first.step(x, u, 0), first.stage_cost(x.unsqueeze(1), u.unsqueeze(1)), first.terminal_cost(x)
+
+
+def _label(problem: ControlProblem) -> str:
+    parts = [module.extra_repr() if type(module).__name__ == "_Function" else type(module).__name__ for module in problem.children()]
+    return f"a problem of {', '.join(parts)}"
+
+
+def trace_problem(problem: ControlProblem) -> Model:
+    """Generated code for a problem's functions.
+
+    Raises:
+        Untraceable: there is none.
+    """
+    return write_model(
+        Functions(problem.dynamics, problem.stage_cost, problem.terminal_cost, problem.state_size, problem.control_size),
+        own_tensors(problem),
+    )
+
+
+class Program:
+    """A problem's native code.
+
+    Args:
+        model: the generated source, and what it takes.
+        addresses: of the functions compiled from it.
+        kernel: the compiled module with `solve` and `adjoint` for the problem's sizes.
+        count: how many values the problem has; those after them are of closures.
+    """
+
+    def __init__(self, model: Model, addresses: NDArray[np.int64], kernel: ModuleType, count: int) -> None:
+        self._addresses, self._kernel, self._constants = addresses, kernel, model.constants
+        self._sizes = np.array([model.constants_size, model.work_size], np.int64)
+        self._own, self._closures = model.values[:count], model.values[count:]
+
+    @property
+    def depends_on_hidden_tensors(self) -> bool:
+        """Whether a tensor of a closure requires a gradient."""
+        return any(tensor.requires_grad for tensor in self._closures)
+
+    def fits(self, instance: Instance) -> bool:
+        """Whether the integer tensors are still those whose numbers are in the code."""
+        same = all(tensor._version == version for tensor, version in self._constants)
+        pairs = zip(instance.values, self._own, strict=True)
+        return same and all(value.is_floating_point() or value is own for value, own in pairs)
+
+    def solve(
+        self, instance: Instance, x0: Tensor, u_init: Tensor, options: ILQROptions, exact: bool
+    ) -> tuple[Solution, NativeAdjoint]:
+        """Solve the problems of an instance from x0 (B, n), beginning with u_init (B, T, m); the gradient is exact or DiffMPC's."""
+        arguments = arrange(instance, self._closures)
+        start = _array(x0)
+        (B, n), T, m = start.shape, arguments.horizon, u_init.shape[-1]
+        x, u, gains = np.empty((B, T + 1, n)), _array(u_init).copy(), np.empty((B, T, m, n))
+        cost, residual = np.empty(B), np.empty(B)
+        status, iterations = np.empty(B, np.int64), np.empty(B, np.int64)
+        integers = np.array([options.max_iterations, options.line_search_steps], np.int64)
+        reals = np.array(
+            [
+                options.tolerance,
+                options.sufficient_decrease,
+                options.regularisation_min,
+                options.regularisation_max,
+                options.regularisation_factor,
+            ]
+        )
+        given = (start, arguments.numbers, arguments.table, arguments.bound_rows, integers, reals)
+        results = (x, u, cost, status, iterations, residual, gains)
+
+        def solve_group(first: int, last: int) -> None:
+            self._kernel.solve(self._addresses, T, self._sizes, first, last, *given, *results)
+
+        in_groups(solve_group, B, T)
+        solution = Solution(*map(torch.from_numpy, (x, u, cost, status, iterations, residual, gains)))
+        return solution, NativeAdjoint(self, arguments, solution, exact)
+
+    def pull_back(
+        self, adjoint: NativeAdjoint, loss: LossGradient, with_values: bool
+    ) -> tuple[Tensor, GradientArrays]:
+        """The gradients with respect to x0 and, if asked for, all values."""
+        arguments, solution = adjoint.arguments, adjoint.solution
+        x, u, status = (part.numpy() for part in (solution.states, solution.controls, solution.status))
+        B, T, dx0 = x.shape[0], arguments.horizon, np.empty_like(x[:, 0])
+        gradients = GradientArrays(arguments, B, -(-B // GROUP))
+        given = (arguments.numbers, arguments.table, arguments.bound_rows, x, u, status, *map(_array, loss), int(with_values), dx0)
+
+        def differentiate_group(first: int, last: int) -> None:
+            results = (gradients.numbers, gradients.table(first // GROUP))
+            self._kernel.adjoint(self._addresses, T, self._sizes, first, last, int(adjoint.exact), *given, *results)
+
+        in_groups(differentiate_group, B, T)
+        return torch.from_numpy(dx0), gradients
+
+    def compare(self, instance: Instance, x0: Tensor, u_init: Tensor) -> None:
+        """Compare the code with the functions it was made of, at a few points.
+
+        Raises:
+            Untraceable: they differ. The function then depends on something that a trace doesn't show.
+        """
+        x, u = _points(x0, 0), _points(u_init[:, 0], 1)
+        plain = replace(instance, values=tuple(t.to(torch.float64) if t.is_floating_point() else t for t in self._own))
+        plain = replace(plain, leads=(SHARED,) * len(self._own))
+        with torch.no_grad():
+            stage = plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1))
+            expected = torch.cat((plain.step(x, u, 0), stage, plain.terminal_cost(x).unsqueeze(-1)), dim=-1)
+        found = evaluate(self._addresses, self._sizes, arrange(plain, self._closures), x.numpy(), u.numpy())
+        wrong = ~np.isclose(found, expected.numpy(), rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True)
+        if wrong.any():
+            raise Untraceable("the functions give other results when they are called again, or with other batches")
+
+
+@dataclass(frozen=True)
+class NativeAdjoint:
+    """A `Pullback` by native code."""
+
+    program: Program
+    arguments: Arguments
+    solution: Solution
+    exact: bool
+
+    def __call__(
+        self, values: tuple[Tensor, ...], needed: tuple[bool, ...], loss: LossGradient
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """See `Pullback`."""
+        dx0, gradients = self.program.pull_back(self, loss, any(needed))
+        pairs = enumerate(zip(values, needed, strict=True))
+        return dx0, [gradients.gradient(place, value.shape) if need else None for place, (value, need) in pairs]
+
+
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().contiguous().numpy()
+    return array
+
+
+def _points(given: Tensor, seed: int) -> Tensor:
+    """Three points: one that is given, and two near it and near the last."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(3, given.shape[-1], generator=generator, dtype=torch.float64)
+    centre = torch.stack((given[0], given[0], given[-1])).detach()
+    return centre + 0.1 * noise * torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)
