@@ -44,7 +44,7 @@ def grid(solvers: Sequence[str], systems: Sequence[str], horizons: Sequence[int]
 
 
 class Results:
-    """A JSON file with the records of cells and the machine's description, written after every cell."""
+    """A JSON file with the records of cells and the machine's description, a line a cell, written after every one."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -65,9 +65,9 @@ class Results:
         self.machine = machine()
         self.cells[str(cell)] = {**vars(cell), **record, "load": os.getloadavg()[0], "time": time.strftime("%Y-%m-%d %H:%M")}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"machine": self.machine, "cells": self.cells}, indent=1)
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(record)}" for name, record in self.cells.items())
         partial = self.file.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(f'{{\n "machine": {json.dumps(self.machine)},\n "cells": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
         partial.replace(self.file)
 
     def too_long(self, cell: Cell) -> Cell | None:

@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks.cells import Cell, Record
 from benchmarks.environments import MissingError, python
-from benchmarks.protocol import Array
 from benchmarks.reference import CHECKED, CONVERGED, reference, residuals
 from benchmarks.solvers import Solver
 from benchmarks.systems import SYSTEMS
 
 _CHECKOUT = Path(__file__).parents[1]
 _BUILD_SECONDS = 300.0  # for imports, compilation and a first small solve
+_KEPT = ("version", "notes", "reason", "no_gradient", "build_seconds", "forward_seconds", "backward_seconds", "memory_bytes")
 _ONE_THREAD = ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB", "NUMEXPR")
 
 
@@ -46,12 +46,14 @@ def measure(cell: Cell, solver: Solver, environments: Path, limits: Limits) -> R
     except MissingError as reason:
         return {"status": "missing", "reason": str(reason)}
     found, code, errors = _run(interpreter, solver, _request(cell, solver, limits), limits)
-    controls = found.pop("controls", None)
-    record = {"status": _status(found, code), **found}
+    record: Record = {"status": _status(found, code)}
+    record |= {name: found[name] for name in _KEPT if name in found}
     if record["status"] == "failed" and "reason" not in record:
         record["reason"] = errors[-1][:300] if errors else f"its process ended with {code}"
-    if controls is not None:
-        record |= _judge(cell, np.array(controls), found)
+    if record["status"] == "over cap":
+        record["cap_seconds"] = limits.cap_seconds
+    if "controls" in found:
+        record |= _judge(cell, found)
     return record
 
 
@@ -104,14 +106,19 @@ def _status(found: Record, code: int) -> str:
     return "cannot" if "reason" in found else "measured"
 
 
-def _judge(cell: Cell, controls: Array, found: Record) -> Record:
-    """The share of problems that converged by our own yardstick, and the error of the gradient."""
+def _judge(cell: Cell, found: Record) -> Record:
+    """The share of problems that converged by our own yardstick, their iterations, and the error of the gradient."""
     system, truth = SYSTEMS[cell.system], reference(cell.system, cell.horizon)
-    residual = residuals(system, np.array(system.starts(cell.batch)), controls)
-    judged: Record = {"converged": float((residual <= CONVERGED).mean())}
-    judged["checkable"] = int(truth.usable[: min(cell.batch, CHECKED)].sum())
-    matching = found.get("matching") or []
-    if matching:
-        true = truth.gradients[matching].sum(0)
+    residual = residuals(system, np.array(system.starts(cell.batch)), np.array(found["controls"]))
+    iterations = np.array(found["iterations"])
+    judged: Record = {
+        "converged": float((residual <= CONVERGED).mean()),
+        "iterations": {"median": float(np.median(iterations)), "most": iterations.max(), "sum": iterations.sum()},
+    }
+    matching = found.get("matching", [])
+    if "matching" in found:
+        judged |= {"checked": int(truth.usable[: min(cell.batch, CHECKED)].sum()), "matching": len(matching)}
+    true = truth.gradients[matching].sum(0)
+    if np.any(true != 0.0):  # all controls may be at their bounds
         judged["gradient_error"] = float(np.linalg.norm(np.array(found["gradient"]) - true) / np.linalg.norm(true))
     return judged

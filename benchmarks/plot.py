@@ -44,7 +44,7 @@ def draw_grid(
             _dress(panel, f"{system}, T = {horizon}", batches)
         row[0].set_ylabel("ms per batch")
     handles = [
-        Line2D([], [], ls=style, **looks[name], label=name + (" (forward only)" if style == ":" else ""))  # type: ignore[arg-type]
+        Line2D([], [], ls=style, **looks[name], label=name + (" (forward only)" if style == ":" else ""))
         for name, style in drawn.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(horizons), frameon=False)
@@ -54,7 +54,7 @@ def draw_grid(
 
 def draw_e2(results: Results, horizon: int, counts: Sequence[int], file: Path) -> None:
     """Backward time over the number of unrolled iterations, with the implicit gradients as level lines."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     panel = figure.subplots()
     records = {n: results[Cell(f"unrolled, {n}", "pendulum", horizon, 20)] for n in counts}
     for part, style in (("backward", "-o"), ("forward", "--o")):
@@ -68,7 +68,7 @@ def draw_e2(results: Results, horizon: int, counts: Sequence[int], file: Path) -
                 panel.axhline(time, ls=style, color=colour, label=f"{solver}, implicit: {part}")
     panel.set(yscale="log", xlabel="unrolled iterations", ylabel="ms per batch", title=f"pendulum, T = {horizon}, B = 20")
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(fontsize=8, loc="outside right center", frameon=False)
     _save(figure, file)
 
 

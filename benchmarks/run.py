@@ -111,7 +111,11 @@ class Bench:
                     if smaller is None:
                         results[cell] = measure(cell, solvers[cell.solver], self.environments, limits)
                     else:
-                        results[cell] = {"status": "over cap", "reason": f"not run: too long at {smaller}"}
+                        results[cell] = {
+                            "status": "over cap",
+                            "reason": f"not run: too long at {smaller}",
+                            "cap_seconds": results[smaller]["cap_seconds"],
+                        }
                 bar.advance()
 
 

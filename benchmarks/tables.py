@@ -76,7 +76,7 @@ def _row(record: Record) -> tuple[str, ...]:
         number(forward, missing),
         number(median_ms(record, "backward"), "-" if record.get("no_gradient") or (over and forward is None) else missing),
         number(median_ms(record, "sum"), missing if not record.get("no_gradient") else "-"),
-        f"{statistics.median(iterations):.0f} (to {max(iterations):.0f})" if iterations else "",
+        f"{iterations['median']:.0f} (to {iterations['most']:.0f})" if iterations else "",
         f"{100 * record['converged']:.0f} %" if "converged" in record else "",
         _error(record),
         number(record["memory_bytes"] / 1e6) if "memory_bytes" in record else "",
@@ -85,7 +85,5 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _error(record: Record) -> str:
     if "gradient_error" in record:
-        return f"{record['gradient_error']:.0e} ({len(record['matching'])})"
-    if "matching" in record and not record["matching"]:
-        return "no match (0)"
-    return "-"
+        return f"{record['gradient_error']:.0e} ({record['matching']})"
+    return "no match" if "matching" in record else "-"

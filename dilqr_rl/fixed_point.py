@@ -40,9 +40,7 @@ class _FixedPoint(torch.autograd.Function):
     """Identity on the solution; its backward pass is the adjoint."""
 
     @staticmethod
-    def forward(
-        ctx: Any, pullback: Pullback, solution: Solution, x0: Tensor, *values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, pullback: Pullback, solution: Solution, x0: Tensor, *values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.pullback, ctx.status = pullback, solution.status
         ctx.save_for_backward(*values)
         return solution.states.clone(), solution.controls.clone(), solution.cost.clone()

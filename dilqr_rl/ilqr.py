@@ -193,7 +193,8 @@ def _measure(running: Iterate, model: Quadratic, costate: Tensor, options: ILQRO
     status = running.status
     status = torch.where((status == _RUNNING) & (running.iterations >= options.max_iterations), Status.MAX_ITERATIONS, status)
     status = torch.where(residual <= options.tolerance, Status.CONVERGED, status)
-    finite = torch.isfinite(running.cost) & torch.isfinite(residual) & torch.isfinite(model.F).flatten(1).all(1)
+    finite = torch.isfinite(running.cost) & torch.isfinite(residual)
+    finite = finite & torch.isfinite(model.F).flatten(1).all(1) & torch.isfinite(running.x).flatten(1).all(1)
     return replace(running, residual=residual, status=torch.where(finite, status, Status.NONFINITE))
 
 

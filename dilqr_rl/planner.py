@@ -113,6 +113,9 @@ class ILQR(nn.Module):
         decisions: list[Decision] = []
         solved = replace(solve(instance, x0, u_init, self.options, decisions), instance=instance)
         passes = solved.status != Status.NONFINITE
+        if not passes.any():
+            x, u, cost = attach(Adjoint(solved, exact=True), _solution(solved), x0, instance.values)
+            return replace(_solution(solved), states=x, controls=u, cost=cost)
         x, u = replay(solved, decisions, x0, u_init)
         return replace(_solution(solved), states=x, controls=u, cost=_cost(solved, x, u, passes))
 

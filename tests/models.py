@@ -185,15 +185,8 @@ class LandingCost(nn.Module):
 
 def rocket(horizon: int = 12) -> ControlProblem:
     bounds = {"u_min": torch.tensor([2.0, -0.2], dtype=FLOAT), "u_max": torch.tensor([25.0, 0.2], dtype=FLOAT)}
-    return ControlProblem(
-        Rocket(),
-        LandingCost(),
-        lambda x: 5 * x[..., 1:5].pow(2).sum(-1),
-        horizon=horizon,
-        state_size=6,
-        control_size=2,
-        **bounds,
-    )
+    parts = Rocket(), LandingCost(), lambda x: 5 * x[..., 1:5].pow(2).sum(-1)
+    return ControlProblem(*parts, horizon=horizon, state_size=6, control_size=2, **bounds)
 
 
 def rocket_starts(count: int, seed: int = 0) -> Tensor:
@@ -221,13 +214,8 @@ class Bicycle(nn.Module):
         slip_front = torch.atan2(vy + front * r, safe) - steer
         slip_rear = torch.arctan((vy - rear * r) / safe)
         sideways_front, sideways_rear = -self.grip * slip_front.tanh(), -self.grip * slip_rear.tanh()
-        rolling = torch.stack(
-            (
-                vy + 0.05 * (sideways_front + sideways_rear - vx * r),
-                (r + 0.05 * (front * sideways_front - rear * sideways_rear) / self.inertia),
-            ),
-            -1,
-        )
+        turning = (front * sideways_front - rear * sideways_rear) / self.inertia
+        rolling = torch.stack((vy + 0.05 * (sideways_front + sideways_rear - vx * r), r + 0.05 * turning), -1)
         beta = torch.atan2(rear * torch.tan(steer), base)
         crawling = torch.stack((vx * beta.sin(), vx * steer.tan() / base), -1)
         share = torch.clamp((vx - 1.0) / 2.0, min=0.0, max=1.0)[..., None]
@@ -368,9 +356,8 @@ def obstacles(horizon: int = 12) -> ControlProblem:
     def terminal_cost(x: Tensor) -> Tensor:
         return (((x - goal) ** 2).sum(dim=-1) + 0.01).sqrt()
 
-    return ControlProblem(
-        dynamics, stage_cost, terminal_cost, horizon=horizon, state_size=4, control_size=2, u_min=-1.0, u_max=1.0
-    )
+    parts = dynamics, stage_cost, terminal_cost
+    return ControlProblem(*parts, horizon=horizon, state_size=4, control_size=2, u_min=-1.0, u_max=1.0)
 
 
 def case(name: str, build: Callable[[int], ControlProblem], starts: Callable[[int, int], Tensor], **names: str) -> Case:

@@ -240,10 +240,7 @@ STATEMENTS: dict[str, Operation] = {
     "conversions": lambda x, u: x.to(torch.float64) * x.double() + V.to(x) * x.type_as(x).clone().contiguous(),
     "detached constants": lambda x, u: V.detach() * x + V.clone().detach() * x,
     "networks": lambda x, u: NETWORK(torch.cat((x, u), dim=-1)),
-    "scatter": lambda x, u: (
-        torch.zeros_like(x).index_add(-1, INDEX, x * x)
-        + torch.zeros_like(x).scatter(-1, INDEX[:1].expand_as(first(x)), first(x))
-    ),
+    "index_add": lambda x, u: torch.zeros_like(x).index_add(-1, INDEX, x * x),
     "copy": lambda x, u: torch.empty_like(x).fill_(0.3) + torch.zeros_like(x).copy_(x**2),
 }
 FAMILIES = {
@@ -252,7 +249,7 @@ FAMILIES = {
     if name.isupper() and isinstance(table, dict) and all(callable(part) for part in table.values())
 }
 OPERATIONS = {f"{family}, {name}": operation for family, table in FAMILIES.items() for name, operation in table.items()}
-# Every elementwise operation once, on single numbers: what a compiler has to do with.
+# Every elementwise operation once, on two numbers within 1.5: what a compiler has to do with.
 NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "quotient": lambda a, b: (2 - a) / (2 + b * b) - b,
     "remainder": lambda a, b: (a + OFFSET) % 1.7 + torch.fmod(b, 1.9),
@@ -264,7 +261,7 @@ NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "trigonometry": lambda a, b: a.sin() * b.cos() + torch.tan(0.3 * a),
     "inverse": lambda a, b: torch.asin(0.4 * a.sin()) + torch.acos(0.4 * b) + a.atan() + torch.atan2(a, 2 + b),
     "hyperbolic": lambda a, b: a.sinh() + torch.cosh(b) + a.tanh(),
-    "inverse hyperbolic": lambda a, b: torch.asinh(a) + torch.acosh(2.5 + b) + torch.atanh(0.4 * a),
+    "inverse hyperbolic": lambda a, b: torch.asinh(a) + torch.acosh(3 + b) + torch.atanh(0.4 * a),
     "abs, sign": lambda a, b: a.abs() * b + torch.sign(a) * b**2,
     "where": lambda a, b: torch.where((a > 0.1) & (b < 0.3) | ~(a >= b) & (a != b), a * b, torch.where(a <= -b, 0.3, b)),
     "booleans": lambda a, b: (

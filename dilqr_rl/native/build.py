@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from dilqr_rl.native.kernel import _part, kernel_source
 from dilqr_rl.native.model import SIGNATURES, Model
-from dilqr_rl.native.tracing import Untraceable
+from dilqr_rl.native.tracing import UntraceableError
 
 
-@lru_cache(maxsize=None)
+@cache
 def solver(n: int, m: int) -> ModuleType:
     """The module with `solve` and `adjoint` for states (n,) and controls (m,).
 
     Raises:
-        Untraceable: it can't be compiled here.
+        UntraceableError: it can't be compiled here.
     """
     return _load(f"kernel_{n}_{m}", kernel_source(n, m), f"the solver for {n} states and {m} controls")
 
@@ -47,10 +47,10 @@ def _load(name: str, source: str, label: str) -> ModuleType:
 
         from dilqr_rl.native.cache import load_module
     except Exception as error:  # an import of a broken numba may raise anything
-        raise Untraceable(f"numba can't be imported ({error})") from error
-    if numba.config.DISABLE_JIT:
-        raise Untraceable("NUMBA_DISABLE_JIT is set")
+        raise UntraceableError(f"numba can't be imported ({error})") from error
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise UntraceableError("NUMBA_DISABLE_JIT is set")
     try:
         return load_module(name, source, label)
     except (numba.core.errors.NumbaError, OSError, RuntimeError) as error:
-        raise Untraceable(f"numba can't compile {label} ({type(error).__name__}: {error})") from error
+        raise UntraceableError(f"numba can't compile {label} ({type(error).__name__}: {error})") from error

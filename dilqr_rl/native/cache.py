@@ -88,7 +88,7 @@ def cache_folder() -> Path:
 def _key(name: str, source: str) -> str:
     versions = (_FORMAT, platform.python_implementation(), sys.version, numba.__version__, llvmlite.__version__)
     machine = cpu_target.target_context.codegen().magic_tuple()
-    settings = (numba.config.OPT, numba.config.LOOP_VECTORIZE, numba.config.SLP_VECTORIZE, numba.config.BOUNDSCHECK)
+    settings = [getattr(numba.config, name, None) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK")]
     content = json.dumps([*map(str, versions), *map(str, machine), *map(str, settings), name, source])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 

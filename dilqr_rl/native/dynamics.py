@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dilqr_rl.native import build
-from dilqr_rl.native.fingerprint import fingerprint
-from dilqr_rl.native.model import Functions, write_model
-from dilqr_rl.native.tracing import Untraceable
+from dilqr_rl.native.model import AGREEMENT, Functions, Model, write_model
+from dilqr_rl.native.tracing import UntraceableError, fingerprint
 
 __all__ = ["CompiledDynamics", "compile_dynamics"]
 
@@ -92,9 +91,7 @@ class CompiledDynamics:
         if self._code is None:
             return self._in_torch(x, u)
         following = np.empty(x.shape)
-        self._code.step(
-            *self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n)
-        )
+        self._code.step(*self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n))
         return following
 
     def _parameters(self) -> tuple[Floats, NDArray[np.int64]]:
@@ -140,9 +137,25 @@ def _name(dynamics: Any) -> str:
 def _compile(dynamics: Callable[..., Tensor], tensors: list[Tensor], n: int, m: int) -> _Code | None:
     try:
         model = write_model(Functions(dynamics, None, None, n, m), tensors, only=("constants", "advance"))
+        _compare(model, dynamics, n, m)
         addresses = build.functions(model, f"{_name(dynamics)} for stepping")
         sizes = np.array([model.constants_size, model.work_size], np.int64)
         return _Code(partial(build.stepper().step, addresses, sizes), model.values[len(tensors) :], dynamics)
-    except Untraceable as error:
+    except UntraceableError as error:
         _log.warning("stepping %s with PyTorch, which is slower than native code: %s", _name(dynamics), error)
         return None
+
+
+def _compare(model: Model, dynamics: Callable[..., Tensor], n: int, m: int) -> None:
+    """Compare what was traced with the dynamics, called for a batch of states.
+
+    Raises:
+        UntraceableError: they differ. The dynamics then depend on what a trace doesn't show.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, u = (torch.randn(3, size, generator=generator, dtype=torch.float64) for size in (n, m))
+    with torch.no_grad():
+        expected = dynamics(x, u).numpy()
+    traced = [model.evaluate(*point)[:n] for point in zip(x.tolist(), u.tolist(), strict=True)]
+    if expected.shape != (3, n) or not np.allclose(traced, expected, rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True):
+        raise UntraceableError("they give other results when they are called again, or with another batch")

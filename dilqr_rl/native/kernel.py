@@ -32,7 +32,7 @@ def kernel_source(n: int, m: int) -> str:
     if n < 1 or not 1 <= m <= _LARGEST_CONTROL:
         raise ValueError(f"n, m: expected n >= 1 and 1 <= m <= {_LARGEST_CONTROL}, got n = {n}, m = {m}.")
     source = _joined("memory", "box_one" if m == 1 else "box_many", "instance", "sweep", "solve", "adjoint")
-    sweep = "sweep_loop = cfunc(SWEEP_LOOP, error_model='numpy', fastmath=FASTMATH, cache=True)(sweep_loop)\n"
+    sweep = "sweep_loop = cfunc(SWEEP_LOOP, error_model='numpy', fastmath=FASTMATH, no_rewrites=True, cache=True)(sweep_loop)\n"
     return source.replace(_SIZES, f"N, M = {n}, {m}  #") + sweep + _compiled("solve_range") + _compiled("adjoint_range")
 
 

@@ -124,8 +124,8 @@ def adjoint(
     rows, V, C = rows_of(T, table), table.shape[1], int(sizes[0])
     offs = np.empty((rows + 1) * V, np.int64)
     memory = np.empty((rows + 1) * C + int(sizes[1]) + expansion_size(T) + T * (7 * M + MN) + (T + 1) * (K + N))
-    solution = (model, T, sizes, start, stop, exact, P, table, bound_rows, x, u, status, loss_dx, loss_du, loss_dcost)
-    adjoint_range(*solution, with_values, dx0, G, gtable, rows, offs, memory, sweep_loop.address)
+    solution = (model, T, sizes, start, stop, int(exact), P, table, bound_rows, x, u, status, loss_dx, loss_du, loss_dcost)
+    adjoint_range(*solution, int(with_values), dx0, G, gtable, rows, offs, memory, sweep_loop.address)
 
 
 @outer
@@ -282,22 +282,22 @@ def _find_costates(T: int, memory: AdjointMemory, share: float) -> None:
         for j in range(N):
             total += model.H[T * KK + i * N + j] * memory.d[T * K + j]
         mu[T * N + i] = total
-    total = local(K)
+    sums = local(K)
     for t in range(T - 1, -1, -1):
         d, F = shift(memory.d, t * K), shift(model.F, t * NK)
         H, C = shift(model.H, t * KK), shift(model.C, t * KK)
         for i in range(K):
-            row = model.g[t * K + i]
+            total = model.g[t * K + i]
             for j in range(K):
-                row += (H[i * K + j] + share * C[i * K + j]) * d[j]
-            total[i] = row
+                total += (H[i * K + j] + share * C[i * K + j]) * d[j]
+            sums[i] = total
         for j in range(N):
             for i in range(K):
-                total[i] += F[j * K + i] * mu[(t + 1) * N + j]
+                sums[i] += F[j * K + i] * mu[(t + 1) * N + j]
         for i in range(N):
-            mu[t * N + i] = total[i]
+            mu[t * N + i] = sums[i]
         for i in range(M):
-            memory.multiplier[t * M + i] = total[N + i]
+            memory.multiplier[t * M + i] = sums[N + i]
 
 
 @inner

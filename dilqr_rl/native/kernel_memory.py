@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba.extending
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 N, M = 3, 1  # of the state, of the control
 K = N + M
@@ -20,9 +20,18 @@ NN, NK, KK, MM, MN = N * N, N * K, K * K, M * M, M * N
 
 Pointer = Any  # to float64 or int64
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # NaN and infinity keep their meaning
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": FASTMATH}
-inner = njit(**OPTIONS, no_rewrites=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # Python itself can't call these
-outer = njit(**OPTIONS, no_rewrites=True, cache=True)
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": FASTMATH, "no_rewrites": True}
+INNER_OPTIONS = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+# To mypy, the stubs that come with numba know neither these options nor that an intrinsic's first argument isn't passed.
+inner: Any = njit(**INNER_OPTIONS)  # for what is called from compiled code only: Python must not
+outer: Any = njit(**OPTIONS, cache=True)
+intrinsic: Any = numba.extending.intrinsic
+
+
+def separate(function: Any) -> Any:
+    """Marks what is compiled by itself and called by its address, so that its code is made once, not again in each caller."""
+    return function
 
 
 @intrinsic

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dilqr_rl.native.kernel_box_one import box_step
 from dilqr_rl.native.kernel_instance import Bounds, Expansion
-from dilqr_rl.native.kernel_memory import KK, MN, NK, NN, K, M, N, Pointer, call_int, inner, local, shift
+from dilqr_rl.native.kernel_memory import KK, MN, NK, NN, K, M, N, Pointer, call_int, inner, local, separate, shift
 
 
 class Policy(NamedTuple):
@@ -47,6 +47,7 @@ def backward_sweep(
 SWEEP_LOOP = "int64(int64, {D}, {D}, {D}, {D}, float64, {D}, {D}, float64, int64, {D}, {D}, {D})".format(D="CPointer(float64)")
 
 
+@separate
 def sweep_loop(
     T: int,
     F: Pointer,

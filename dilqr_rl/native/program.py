@@ -17,22 +17,19 @@ from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.instance import SHARED, Instance, own_tensors
 from dilqr_rl.native import build
 from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
-from dilqr_rl.native.evaluate import evaluate
-from dilqr_rl.native.fingerprint import fingerprint
-from dilqr_rl.native.model import Functions, Model, write_model
+from dilqr_rl.native.model import AGREEMENT, Functions, Model, write_model
 from dilqr_rl.native.threads import GROUP, in_groups
-from dilqr_rl.native.tracing import Untraceable
+from dilqr_rl.native.tracing import UntraceableError, fingerprint
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution
 
 _MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
 
-_AGREEMENT = 1e-9  # between generated code and the functions, relative and absolute
 
 _log = logging.getLogger("dilqr_rl")
 _programs: WeakKeyDictionary[ControlProblem, dict[Hashable, Program | str]] = WeakKeyDictionary()
-_reported: set[str] = set()
+_reported: set[tuple[str, str]] = set()
 
 
 def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool) -> Program | None:
@@ -60,11 +57,12 @@ def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool)
         reason = found if isinstance(found, str) else "an integer tensor was replaced through params"
     else:
         reason = f"native code runs on the CPU, x0 is on {x0.device}"
+    label = _label(instance.problem)
     if required:
-        raise ValueError(f'backend: "native" is not possible: {reason}. Use "auto" or "torch", or change that.')
-    if reason not in _reported:
-        _reported.add(reason)
-        _log.warning("solving with PyTorch, which is slower than native code: %s", reason)
+        raise ValueError(f'backend: "native" is not possible for {label}: {reason}. Use "auto" or "torch", or change that.')
+    if (label, reason) not in _reported:
+        _reported.add((label, reason))
+        _log.warning("solving %s with PyTorch, which is slower than native code: %s", label, reason)
     return None
 
 
@@ -74,24 +72,48 @@ def _make_program(instance: Instance, x0: Tensor, u_init: Tensor) -> Program | s
     _call_once(instance, x0, u_init)
     try:
         model = trace_problem(problem)
+        _compare(model, instance, x0, u_init)
         solver = build.solver(problem.state_size, problem.control_size)
-        program = Program(model, build.functions(model, _label(problem)), solver, len(instance.values))
-        program.compare(instance, x0, u_init)
-    except Untraceable as error:
+        return Program(model, build.functions(model, _label(problem)), solver, len(instance.values))
+    except UntraceableError as error:
         return str(error)
-    return program
 
 
 def _call_once(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
-    """Call the functions for one state, so that an error in them is told in the terms of the problem."""
+    """Call the functions at the start, so that an error in them is told in the terms of the problem."""
     with torch.no_grad():
-        first = instance.select(torch.zeros(1, dtype=torch.int64)).at_first_step()
-        x, u = x0[:1].detach(), u_init[:1, 0].detach()
+        first, x, u = instance.at_first_step(), x0.detach(), u_init[:, 0].detach()
         first.step(x, u, 0), first.stage_cost(x.unsqueeze(1), u.unsqueeze(1)), first.terminal_cost(x)
 
 
+def _compare(model: Model, instance: Instance, x0: Tensor, u_init: Tensor) -> None:
+    """Compare what was traced with the functions, called for a batch.
+
+    Raises:
+        UntraceableError: they differ. A function then depends on what a trace doesn't show.
+    """
+    x, u = _near(x0, seed=0), _near(u_init[:, 0], seed=1)
+    values = tuple(t.detach().to(torch.float64) if t.is_floating_point() else t for t in own_tensors(instance.problem))
+    plain = replace(instance, values=values, leads=(SHARED,) * len(values))
+    with torch.no_grad():
+        stage = plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1))
+        expected = torch.cat((plain.step(x, u, 0), stage, plain.terminal_cost(x).unsqueeze(-1)), dim=-1)
+    traced = [model.evaluate(*point) for point in zip(x.tolist(), u.tolist(), strict=True)]
+    if not np.allclose(traced, expected.numpy(), rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True):
+        raise UntraceableError("its functions give other results when they are called again, or with another batch")
+
+
+def _near(given: Tensor, seed: int) -> Tensor:
+    """Three points (3, k) near the first and the last of those given (B, k)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(3, given.shape[-1], generator=generator, dtype=torch.float64)
+    return given.detach()[[0, 0, -1]] + 0.1 * noise
+
+
 def _label(problem: ControlProblem) -> str:
-    parts = [module.extra_repr() if type(module).__name__ == "_Function" else type(module).__name__ for module in problem.children()]
+    parts = [
+        module.extra_repr() if type(module).__name__ == "_Function" else type(module).__name__ for module in problem.children()
+    ]
     return f"a problem of {', '.join(parts)}"
 
 
@@ -99,7 +121,7 @@ def trace_problem(problem: ControlProblem) -> Model:
     """Generated code for a problem's functions.
 
     Raises:
-        Untraceable: there is none.
+        UntraceableError: there is none.
     """
     return write_model(
         Functions(problem.dynamics, problem.stage_cost, problem.terminal_cost, problem.state_size, problem.control_size),
@@ -163,15 +185,23 @@ class Program:
         solution = Solution(*map(torch.from_numpy, (x, u, cost, status, iterations, residual, gains)))
         return solution, NativeAdjoint(self, arguments, solution, exact)
 
-    def pull_back(
-        self, adjoint: NativeAdjoint, loss: LossGradient, with_values: bool
-    ) -> tuple[Tensor, GradientArrays]:
+    def pull_back(self, adjoint: NativeAdjoint, loss: LossGradient, with_values: bool) -> tuple[Tensor, GradientArrays]:
         """The gradients with respect to x0 and, if asked for, all values."""
         arguments, solution = adjoint.arguments, adjoint.solution
         x, u, status = (part.numpy() for part in (solution.states, solution.controls, solution.status))
         B, T, dx0 = x.shape[0], arguments.horizon, np.empty_like(x[:, 0])
         gradients = GradientArrays(arguments, B, -(-B // GROUP))
-        given = (arguments.numbers, arguments.table, arguments.bound_rows, x, u, status, *map(_array, loss), int(with_values), dx0)
+        given = (
+            arguments.numbers,
+            arguments.table,
+            arguments.bound_rows,
+            x,
+            u,
+            status,
+            *map(_array, loss),
+            int(with_values),
+            dx0,
+        )
 
         def differentiate_group(first: int, last: int) -> None:
             results = (gradients.numbers, gradients.table(first // GROUP))
@@ -179,23 +209,6 @@ class Program:
 
         in_groups(differentiate_group, B, T)
         return torch.from_numpy(dx0), gradients
-
-    def compare(self, instance: Instance, x0: Tensor, u_init: Tensor) -> None:
-        """Compare the code with the functions it was made of, at a few points.
-
-        Raises:
-            Untraceable: they differ. The function then depends on something that a trace doesn't show.
-        """
-        x, u = _points(x0, 0), _points(u_init[:, 0], 1)
-        plain = replace(instance, values=tuple(t.to(torch.float64) if t.is_floating_point() else t for t in self._own))
-        plain = replace(plain, leads=(SHARED,) * len(self._own))
-        with torch.no_grad():
-            stage = plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1))
-            expected = torch.cat((plain.step(x, u, 0), stage, plain.terminal_cost(x).unsqueeze(-1)), dim=-1)
-        found = evaluate(self._addresses, self._sizes, arrange(plain, self._closures), x.numpy(), u.numpy())
-        wrong = ~np.isclose(found, expected.numpy(), rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True)
-        if wrong.any():
-            raise Untraceable("the functions give other results when they are called again, or with other batches")
 
 
 @dataclass(frozen=True)
@@ -219,11 +232,3 @@ class NativeAdjoint:
 def _array(tensor: Tensor) -> NDArray[np.float64]:
     array: NDArray[np.float64] = tensor.detach().contiguous().numpy()
     return array
-
-
-def _points(given: Tensor, seed: int) -> Tensor:
-    """Three points: one that is given, and two near it and near the last."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(3, given.shape[-1], generator=generator, dtype=torch.float64)
-    centre = torch.stack((given[0], given[0], given[-1])).detach()
-    return centre + 0.1 * noise * torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)

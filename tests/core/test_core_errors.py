@@ -128,11 +128,11 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"gradient: expected one of \('implicit', 'diffmpc', 'unroll'\), got 'exact'\.",
     ),
     # The options
-    "native": (
-        lambda: options(backend="native"),
-        r'backend: "native" is not part of this version; use "auto" or "torch"\.',
+    "native unrolled": (
+        lambda: ILQR(pendulum(3), options(backend="native"), gradient="unroll"),
+        r'gradient: "unroll" has no native form; use backend="auto" or "torch" with it\.',
     ),
-    "backend": (lambda: options(backend="cuda"), r"backend: expected \"auto\" or \"torch\", got 'cuda'\."),
+    "backend": (lambda: options(backend="cuda"), r"backend: expected \"auto\", \"native\" or \"torch\", got 'cuda'\."),
     "max_iterations": (lambda: options(max_iterations=0), r"max_iterations: expected a positive integer, got 0\."),
     "max_iterations float": (
         lambda: options(max_iterations=1e2),

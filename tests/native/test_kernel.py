@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -252,6 +254,15 @@ def test_the_cut_into_ranges_makes_no_difference() -> None:
             np.testing.assert_array_equal(parts[name], value, err_msg=name)
 
 
+def test_threads_make_no_difference() -> None:
+    kernel = pendulum(FAR)
+    whole = kernel.solve()
+    with ThreadPoolExecutor(4) as pool:
+        for solved in pool.map(lambda cut: kernel.solve(cuts=(cut,)), range(1, 9)):
+            for name, value in whole.items():
+                np.testing.assert_array_equal(solved[name], value, err_msg=name)
+
+
 def test_a_range_leaves_the_others_alone() -> None:
     kernel = pendulum(NEAR)
     kernel.x0 = NEAR[:3]
@@ -341,6 +352,16 @@ def test_a_start_at_the_solution_takes_no_iteration() -> None:
     assert solved["status"].tolist() == [Status.CONVERGED] * 2
     assert solved["num_iterations"].tolist() == [0, 0]
     assert_same(solved, kernel.reference())
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_the_joined_files_do_not_share_names(m: int) -> None:
+    body = ast.parse(kernel_source(2, m)).body
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += [
+        target.id for node in body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == ["sweep_loop"]  # is replaced by its compiled self
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 1), (3, 0), (3, 63)])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interpreted_code import differences
 from problems import FLOAT, normal, uniform
 from torch import Tensor, nn
 
@@ -91,6 +92,18 @@ class RandomDynamics(nn.Module):
         return 0.7 * x + u @ self.B.mT + 0.2 * torch.tanh(random)
 
 
+class RandomEnd(nn.Module):
+    """The square of a formula."""
+
+    def __init__(self, formula: Formula) -> None:
+        super().__init__()
+        self.formula = formula
+        self.p = nn.Parameter(normal(PARAMETERS, seed=4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return evaluate(self.formula, x, x[..., :1], self.p).square()
+
+
 class RandomCost(nn.Module):
     """A tame quadratic cost, and the square of a formula."""
 
@@ -141,6 +154,17 @@ class RandomNetwork(nn.Module):
             hidden = result + hidden if width == hidden.shape[-1] else result
             hidden = torch.cat((hidden, z), dim=-1) if again else hidden
         return 0.8 * x + 0.2 * self.last(hidden)
+
+
+class NetworkCost(nn.Module):
+    """The square of what a network predicts."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.network(x, u).square().sum(-1) + 0.1 * u.square().sum(-1)
 
 
 LAYERS = st.lists(
@@ -205,10 +229,21 @@ def assert_agreement(problem: ControlProblem, seed: int, scale: float) -> None:
         assert error <= 1e-7, f"{name}: {error:.1e} apart"  # of a tolerance of 1e-11 and a condition of up to 1e4
 
 
-VALUES = st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from((0.1, 0.5, 1.0, 2.0))), min_size=2, max_size=3)
+# Several starts, parameters and bounds for one model, since only the model takes long.
+VALUES = st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from((0.1, 0.5, 1.0, 2.0))), min_size=3, max_size=5)
 
 
-@settings(max_examples=10, **EACH_MODEL)
+@settings(max_examples=40, **EACH_MODEL)
+@given(st.sampled_from(SIZES), st.lists(FORMULAS, min_size=5, max_size=5), st.integers(0, 10**6))
+def test_the_code_of_random_formulas_has_their_derivatives(sizes: tuple[int, int], formulas: list[Formula], seed: int) -> None:
+    """Run by Python: many models, and no compiler to wait for."""
+    n, m = sizes
+    parts = (RandomDynamics(formulas[:n], m), RandomCost(formulas[-1]), RandomEnd(formulas[0]))
+    problem = ControlProblem(*parts, horizon=1, state_size=n, control_size=m)
+    assert not differences(problem, [seed, seed + 1])
+
+
+@settings(max_examples=5, **EACH_MODEL)
 @given(st.sampled_from(SIZES), st.lists(FORMULAS, min_size=5, max_size=5), VALUES)
 def test_random_formulas_agree(sizes: tuple[int, int], formulas: list[Formula], values: list[tuple[int, float]]) -> None:
     n, m = sizes
@@ -219,7 +254,18 @@ def test_random_formulas_agree(sizes: tuple[int, int], formulas: list[Formula], 
         assert_agreement(problem, seed, scale)
 
 
-@settings(max_examples=6, **EACH_MODEL)
+@settings(max_examples=15, **EACH_MODEL)
+@given(st.sampled_from(SIZES), LAYERS, st.integers(0, 10**6))
+def test_the_code_of_random_networks_has_their_derivatives(
+    sizes: tuple[int, int], layers: list[tuple[int, str, bool, bool]], seed: int
+) -> None:
+    n, m = sizes
+    dynamics = RandomNetwork(n, m, layers)
+    problem = ControlProblem(dynamics, NetworkCost(dynamics), horizon=1, state_size=n, control_size=m)
+    assert not differences(problem, [seed])
+
+
+@settings(max_examples=3, **EACH_MODEL)
 @given(st.sampled_from(SIZES), LAYERS, FORMULAS, VALUES)
 def test_random_networks_agree(
     sizes: tuple[int, int], layers: list[tuple[int, str, bool, bool]], formula: Formula, values: list[tuple[int, float]]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from dilqr_rl.native.graph import Node
+    from dilqr_rl.native.codegen.graph import Node
 
 Partials = tuple["Node | float | None", ...]
 
@@ -36,7 +36,7 @@ class Operation:
         arguments = [np.bool_(v) if isinstance(v, bool | np.bool_) else np.float64(v) for v in numbers]
         names = {f"a{i}": v for i, v in enumerate(arguments)}
         with np.errstate(all="ignore"):
-            result = eval(self.code.format(*names), {"math": _CAREFUL, "np": np, "select": _select}, names)  # noqa: S307 - our own table below
+            result = eval(self.code.format(*names), {"math": _CAREFUL, "np": np, "select": _select}, names)
         return bool(result) if isinstance(result, bool | np.bool_) else float(result)
 
 

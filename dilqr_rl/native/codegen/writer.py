@@ -7,13 +7,13 @@ again gets a name. Static numbers are read from `c`, arrays live in `work`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dilqr_rl.native.derivatives import Cotangents, ordered
-from dilqr_rl.native.graph import Matrix, Node
-from dilqr_rl.native.operations import OPERATIONS
+from dilqr_rl.native.codegen.derivatives import Cotangents, ordered
+from dilqr_rl.native.codegen.graph import Matrix, Node
+from dilqr_rl.native.codegen.operations import OPERATIONS
 
 _LONGEST = 100  # characters of an expression that is written in place
 _LOOP = 4  # zeros or copies that are written as a loop
@@ -86,7 +86,10 @@ class _Function:
 
     def lines(self, signature: Signature, body: Body, writer: Writer) -> list[str]:
         types = ", ".join(signature.arguments.values())
-        self._lines = [f"@cfunc({signature.result}({types}), **OPTIONS)", f"def {signature.name}({', '.join(signature.arguments)}):"]
+        self._lines = [
+            f"@cfunc({signature.result}({types}), **OPTIONS)",
+            f"def {signature.name}({', '.join(signature.arguments)}):",
+        ]
         needed = body.needed
         nodes = ordered(needed, stop_at_static=self._places is not None)
         for node in needed:
@@ -129,7 +132,7 @@ class _Function:
         elif node.shape:
             self._define_array(node)
         elif node.op == "elem":
-            row, column = node.value  # type: ignore[misc]
+            row, column = node.value
             self._text[node] = self._at(node.args[0], str(row), str(column))
             if self._uses[node] > 2:
                 self._name(node, self._text[node])
@@ -147,7 +150,7 @@ class _Function:
     def _define_array(self, node: Node) -> None:
         if node.op == "param" or (node.op in OPERATIONS and self._uses[node] == 1):
             return  # read, or computed, where it is used
-        rows, columns = node.shape  # type: ignore[misc]
+        rows, columns = node.shape
         self._offsets[node] = self._work
         self._work += rows * columns
         place = self._at(node, "i", "j")
@@ -159,7 +162,7 @@ class _Function:
             return
         if node.op == "total":
             source = node.args[0]
-            self._lines += [f"    for j in range({columns}):", "        s = 0.0", f"        for i in range({source.shape[0]}):"]  # type: ignore[misc]
+            self._lines += [f"    for j in range({columns}):", "        s = 0.0", f"        for i in range({source.shape[0]}):"]
             self._lines += [f"            s += {self._at(source, 'i', 'j')}", f"        {self._at(node, '0', 'j')} = s"]
             return
         self._lines.append(f"    for i in range({rows}):")
@@ -184,7 +187,10 @@ class _Function:
             source = _ELEMENT.fullmatch(texts[place])
             if length >= _LOOP and source:
                 copied = f"{source[1]}[{_place(int(source[2]), ('i', 1))}]"
-                self._lines += [f"    for i in range({length}):", f"        {array}[{_place(first + place, ('i', 1))}] = {copied}"]
+                self._lines += [
+                    f"    for i in range({length}):",
+                    f"        {array}[{_place(first + place, ('i', 1))}] = {copied}",
+                ]
             else:
                 length = 1
                 if texts[place]:
@@ -193,10 +199,10 @@ class _Function:
 
     def _matmul(self, node: Node) -> list[str]:
         matrix, source = node.value, node.args[0]
-        rows, columns = node.shape  # type: ignore[misc]
-        number = _parameter(matrix, "i", "l", "P", "offs")  # type: ignore[arg-type]
-        inner = matrix.columns  # type: ignore[union-attr]
-        if columns == 1 and matrix.column_stride == 1:  # type: ignore[union-attr]
+        rows, columns = node.shape
+        number = _parameter(matrix, "i", "l", "P", "offs")
+        inner = matrix.columns
+        if columns == 1 and matrix.column_stride == 1:
             return [
                 f"    for i in range({rows}):",
                 "        s = 0.0",
@@ -204,7 +210,7 @@ class _Function:
                 f"            s += {number} * {self._at(source, 'l', '0')}",
                 f"        {self._at(node, 'i', '0')} = s",
             ]
-        loops = ("l", inner, "i", rows) if matrix.row_stride == 1 else ("i", rows, "l", inner)  # type: ignore[union-attr]
+        loops = ("l", inner, "i", rows) if matrix.row_stride == 1 else ("i", rows, "l", inner)
         inner_loop = [f"            for j in range({columns}):"] if columns > 1 else []
         indent = "                " if columns > 1 else "            "
         return [
@@ -220,10 +226,10 @@ class _Function:
     def _at(self, array: Node, row: str, column: str) -> str:
         """An element of an array; its single row or column stands for all."""
         if array.op == "param":
-            return _parameter(array.value, row, "0", "P", "offs")  # type: ignore[arg-type]
+            return _parameter(array.value, row, "0", "P", "offs")
         if array not in self._offsets:
             return self._element(array, row, column)
-        rows, columns = array.shape  # type: ignore[misc]
+        rows, columns = array.shape
         return f"work[{_place(self._offsets[array], (row if rows > 1 else '0', columns), (column if columns > 1 else '0', 1))}]"
 
     def _write_gradients(self, gradients: Cotangents) -> None:
@@ -267,10 +273,10 @@ def _run(texts: list[str], start: int) -> int:
     return length
 
 
-def _number(value: object) -> str:
+def _number(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
-    text = repr(float(value))  # type: ignore[arg-type]
+    text = repr(float(value))
     special = {"inf": "np.inf", "-inf": "(-np.inf)", "nan": "np.nan"}
     return special.get(text, f"({text})" if text.startswith("-") else text)
 

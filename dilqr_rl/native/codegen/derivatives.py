@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from dilqr_rl.native.graph import Graph, Matrix, Node
-from dilqr_rl.native.operations import OPERATIONS
+from dilqr_rl.native.codegen.graph import Graph, Matrix, Node
+from dilqr_rl.native.codegen.operations import OPERATIONS
 
-Tangent = list[Node] | Node  # of a number, one for each direction; of an array, (rows, D)
+Tangent = Any  # of a number a list of numbers, one for each direction; of an array an array (rows, D)
 
 
 def tangents(graph: Graph, outputs: Sequence[Node], seeds: Mapping[Node, Sequence[Node]], directions: int) -> list[list[Node]]:
@@ -35,7 +36,7 @@ def tangents(graph: Graph, outputs: Sequence[Node], seeds: Mapping[Node, Sequenc
     results = []
     for output in outputs:
         tangent = known.get(output)
-        results.append([zero] * directions if tangent is None else list(tangent))  # type: ignore[arg-type]
+        results.append([zero] * directions if tangent is None else list(tangent))
     return results
 
 
@@ -47,15 +48,15 @@ def _tangent(graph: Graph, node: Node, known: Mapping[Node, Tangent | None], dir
     if node.op == "pack":
         rows: list[Node] = []
         for tangent in incoming:
-            rows += [zero] * directions if tangent is None else tangent  # type: ignore[arg-type, operator]
+            rows += [zero] * directions if tangent is None else tangent
         return graph.pack(rows, directions)
     if node.op == "elem":
-        row, _ = node.value  # type: ignore[misc]
-        return [graph.elem(incoming[0], row, d) for d in range(directions)]  # type: ignore[arg-type]
+        row, _ = node.value
+        return [graph.elem(incoming[0], row, d) for d in range(directions)]
     if node.op == "matmul":
-        return graph.matmul(node.value, incoming[0])  # type: ignore[arg-type]
+        return graph.matmul(node.value, incoming[0])
     if node.op == "total":
-        return graph.total(incoming[0])  # type: ignore[arg-type]
+        return graph.total(incoming[0])
     if node.op == "select":
         condition, then, otherwise = node.args
         parts = [_as_operands(graph, incoming[i], node, directions) for i in (1, 2)]
@@ -76,7 +77,7 @@ def _as_operands(graph: Graph, tangent: Tangent | None, node: Node, directions: 
     """A tangent in the form that `node` computes with: D numbers, or one array (1 or rows, D)."""
     zero = graph.const(0.0)
     if not node.shape:
-        return [zero] * directions if tangent is None else tangent  # type: ignore[return-value]
+        return [zero] * directions if tangent is None else tangent
     if tangent is None:
         return [zero]
     return [tangent if isinstance(tangent, Node) else graph.pack(tangent, directions)]
@@ -123,16 +124,16 @@ def cotangents(graph: Graph, results: Sequence[tuple[Node, Node]], stop_at_stati
     for node in reversed(ordered([result for result, _ in results], stop_at_static)):
         if node in elements:
             zero, places = graph.const(0.0), elements.pop(node)
-            add(node, graph.pack([places.get(row, zero) for row in range(node.shape[0])]))  # type: ignore[misc]
+            add(node, graph.pack([places.get(row, zero) for row in range(node.shape[0])]))
         cotangent = collected.pop(node, None)
         if cotangent is None:
             continue
         if node.op == "leaf" or (stop_at_static and node.static and not node.shape):
             found.numbers[node] = cotangent
         elif node.op == "param":
-            found.arrays.append((node.value, _whole(graph, cotangent, node)))  # type: ignore[arg-type]
+            found.arrays.append((node.value, _whole(graph, cotangent, node)))
         elif node.op == "elem":
-            row, _ = node.value  # type: ignore[misc]
+            row, _ = node.value
             places = elements.setdefault(node.args[0], {})
             places[row] = places[row] + cotangent if row in places else cotangent
         elif node.op == "pack":
@@ -140,8 +141,8 @@ def cotangents(graph: Graph, results: Sequence[tuple[Node, Node]], stop_at_stati
                 add(arg, cotangent if not cotangent.shape else graph.elem(cotangent, row))
         elif node.op == "matmul":
             matrix, whole = node.value, _whole(graph, cotangent, node)
-            found.matrices.append((matrix, whole, node.args[0]))  # type: ignore[arg-type]
-            add(node.args[0], graph.matmul(matrix.transposed, whole))  # type: ignore[union-attr]
+            found.matrices.append((matrix, whole, node.args[0]))
+            add(node.args[0], graph.matmul(matrix.transposed, whole))
         elif node.op == "total":
             add(node.args[0], _whole(graph, cotangent, node.args[0]))
         elif node.op == "select":
@@ -162,7 +163,7 @@ def _for(graph: Graph, arg: Node, node: Node, cotangent: Node) -> Node:
 
 def _whole(graph: Graph, cotangent: Node, node: Node) -> Node:
     """A cotangent with the rows of `node`: one that is the same for all rows may have come as a number or a single row."""
-    rows = node.shape[0]  # type: ignore[misc]
+    rows = node.shape[0]
     if not cotangent.shape:
         return graph.pack([cotangent] * rows)
     return graph.pack([graph.elem(cotangent, 0)] * rows) if cotangent.shape[0] != rows else cotangent

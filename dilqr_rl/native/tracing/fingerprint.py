@@ -38,7 +38,7 @@ def _module(module: nn.Module, seen: set[int], depth: int) -> Hashable:
     parts += [(name, _freeze(value, seen, depth)) for name, value in own.items() if name not in _INTERNAL]
     parts += [tuple(map(id, own[name].values())) for name in _HOOKS if own[name]]
     if "forward" not in own:
-        parts += [_global(*place, seen, depth) for place in _names_of_class(type(module))]
+        parts += [_global(*place, seen, depth) for place in _names_of_class(type(module))]  # type: ignore[arg-type]
     parts += [(name, child is not None and _module(child, seen, depth)) for name, child in own["_modules"].items()]
     return tuple(parts)
 
@@ -83,9 +83,7 @@ def _function(function: FunctionType, seen: set[int], depth: int) -> Hashable:
             parts.append(_freeze(cell.cell_contents, seen, depth))
         except ValueError:  # not filled yet
             parts.append(None)
-    for extra in (function.__defaults__, function.__kwdefaults__):
-        if extra:
-            parts.append(_freeze(extra, seen, depth))
+    parts += [_freeze(extra, seen, depth) for extra in (function.__defaults__, function.__kwdefaults__) if extra]
     parts += [_global(function, name, seen, depth) for name in _names_in(function.__code__) if name in function.__globals__]
     return tuple(parts)
 

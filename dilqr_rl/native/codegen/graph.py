@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from dilqr_rl.native.operations import OPERATIONS
+from dilqr_rl.native.codegen.operations import OPERATIONS
 
-Shape = tuple[()] | tuple[int, int]
+Shape = tuple[int, ...]  # () or (rows, columns)
 COMPARISONS = ("lt", "le", "eq", "ne")
 
 
@@ -53,7 +54,7 @@ class Node:
 
     __slots__ = ("args", "graph", "index", "op", "shape", "static", "value")
 
-    def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: object, shape: Shape, static: bool) -> None:
+    def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: Any, shape: Shape, static: bool) -> None:
         self.graph, self.op, self.args, self.value, self.shape, self.static = graph, op, args, value, shape, static
         self.index = len(graph.nodes)
 
@@ -87,7 +88,7 @@ class Node:
     @property
     def constant(self) -> float | bool | None:
         """Its number, if it is one."""
-        return self.value if self.op == "const" else None  # type: ignore[return-value]
+        return self.value if self.op == "const" else None
 
 
 class Graph:
@@ -120,7 +121,7 @@ class Graph:
 
     def elem(self, array: Node, row: int, column: int = 0) -> Node:
         """One number of an array; row or column 0 of an array with one only stands for all."""
-        rows, columns = array.shape  # type: ignore[misc]
+        rows, columns = array.shape
         row, column = row if rows > 1 else 0, column if columns > 1 else 0
         if array.op == "pack":
             return array.args[row * columns + column]
@@ -128,11 +129,11 @@ class Graph:
 
     def matmul(self, matrix: Matrix, array: Node) -> Node:
         """A matrix of parameters times an array (columns of the matrix, D)."""
-        return self._make("matmul", (array,), matrix, (matrix.rows, array.shape[1]))  # type: ignore[misc]
+        return self._make("matmul", (array,), matrix, (matrix.rows, array.shape[1]))
 
     def total(self, array: Node) -> Node:
         """The sum over the rows, (1, columns)."""
-        return self._make("total", (array,), None, (1, array.shape[1]))  # type: ignore[misc]
+        return self._make("total", (array,), None, (1, array.shape[1]))
 
     def add_all(self, nodes: Sequence[Node]) -> Node:
         """The sum; zero for none."""
@@ -171,7 +172,7 @@ class Graph:
 
 def parameter_place(node: Node) -> tuple[int, int] | None:
     """The value and the place in it, of a node that is one of its numbers."""
-    return node.value if node.op == "leaf" and node.static else None  # type: ignore[return-value]
+    return node.value if node.op == "leaf" and node.static else None
 
 
 def _broadcast(args: tuple[Node, ...]) -> Shape:

@@ -1,0 +1,1 @@
+"""Graphs of expressions: their derivatives, and functions written from them."""

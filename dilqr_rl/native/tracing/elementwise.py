@@ -1,0 +1,81 @@
+"""Rules of elementwise operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dilqr_rl.native.tracing.rules import RULES, elementwise, number_type, rule
+from dilqr_rl.native.tracing.symbols import Symbol
+from dilqr_rl.native.tracing.trace import Trace
+
+for _name, _op in {
+    "mul": "mul", "neg": "neg", "sqrt": "sqrt", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sin": "sin",
+    "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh",
+    "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "sigmoid": "sigmoid", "erf": "erf", "special_erf": "erf",
+    "atan2": "atan2", "abs": "abs", "sign": "sign", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "detach": "stop",
+    "erfc": "erfc", "special_erfc": "erfc", "hypot": "hypot", "minimum": "min", "maximum": "max", "fmin": "min", "fmax": "max", "pow": "pow",
+}.items():  # fmt: skip
+    RULES[_name] = lambda trace, *args, _op=_op: elementwise(trace, _op, *args)
+
+for _name, _op, _swapped in (
+    ("lt", "lt", False), ("gt", "lt", True), ("le", "le", False), ("ge", "le", True), ("eq", "eq", False), ("ne", "ne", False),
+    ("logical_and", "and", False), ("logical_or", "or", False), ("bitwise_and", "and", False), ("bitwise_or", "or", False),
+    ("logical_xor", "ne", False), ("bitwise_xor", "ne", False), ("logical_not", "not", False), ("bitwise_not", "not", False),
+):  # fmt: skip
+    RULES[_name] = lambda trace, *args, _op=_op, _swapped=_swapped: elementwise(
+        trace, _op, *(args[::-1] if _swapped else args), dtype=torch.bool
+    )
+
+
+@rule("add")
+def _add(trace: Trace, a: Any, b: Any, alpha: float = 1) -> Symbol:
+    return elementwise(trace, "add", a, b if alpha == 1 else elementwise(trace, "mul", b, alpha))
+
+
+@rule("sub")
+def _sub(trace: Trace, a: Any, b: Any, alpha: float = 1) -> Symbol:
+    return elementwise(trace, "sub", a, b if alpha == 1 else elementwise(trace, "mul", b, alpha))
+
+
+@rule("rsub")
+def _rsub(trace: Trace, a: Any, b: Any, alpha: float = 1) -> Symbol:
+    return elementwise(trace, "sub", b, a if alpha == 1 else elementwise(trace, "mul", a, alpha))
+
+
+@rule("div")
+def _div(trace: Trace, a: Any, b: Any, rounding_mode: str | None = None) -> Symbol:
+    quotient = elementwise(trace, "div", a, b)
+    return quotient if rounding_mode is None else elementwise(trace, rounding_mode, quotient)
+
+
+@rule("round")
+def _round(trace: Trace, a: Any, decimals: int = 0) -> Symbol:
+    if decimals:
+        raise trace.refusal("round", "to decimals has no native form")
+    return elementwise(trace, "round", a)
+
+
+@rule("where")
+def where(trace: Trace, condition: Any, a: Any, b: Any) -> Symbol:
+    """`a` where the condition holds, else `b`."""
+    return elementwise(trace, "select", condition, a, b, dtype=number_type(a, b))
+
+
+@rule("masked_fill")
+def _masked_fill(trace: Trace, a: Any, mask: Any, value: Any) -> Symbol:
+    return where(trace, mask, value, a)
+
+
+@rule("clamp", "clip")
+def _clamp(trace: Trace, a: Any, min: Any = None, max: Any = None) -> Symbol:
+    if min is not None:
+        a = where(trace, elementwise(trace, "lt", a, min, dtype=torch.bool), min, a)
+    if max is not None:
+        a = where(trace, elementwise(trace, "lt", max, a, dtype=torch.bool), max, a)
+    return a
+
+
+RULES["clamp_min"] = lambda trace, a, min: _clamp(trace, a, min=min)
+RULES["clamp_max"] = lambda trace, a, max: _clamp(trace, a, max=max)

@@ -1,0 +1,80 @@
+"""Operations that are formulas of others, written in torch, which break down to the operations that have rules.
+
+What is not here either, torch's own decompositions break down, which takes a second to import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _elu(a: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    return torch.where(a > 0.0, a * scale, torch.expm1(a * input_scale) * (alpha * scale))
+
+
+def _gelu(a: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        return 0.5 * a * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a * a * a)))
+    return 0.5 * a * (1.0 + torch.erf(a * math.sqrt(0.5)))
+
+
+def _softplus(a: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    return torch.where(a * beta > threshold, a, torch.log1p(torch.exp(a * beta)) / beta)
+
+
+def _hardtanh(a: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    a = torch.where(a <= low, low, a)  # unlike a clamp's, its derivative at the bounds is 0
+    return torch.where(a >= high, high, a)
+
+
+def _softmax(a: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    powers = torch.exp(a - a.amax(dim, keepdim=True).detach())
+    return powers / powers.sum(dim, keepdim=True)
+
+
+def _var(a: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = 1) -> Tensor:
+    mean = a.mean(dim, keepdim=True)
+    squares = (a - mean) ** 2
+    count = a.numel() // mean.numel()
+    return squares.sum(dim, keepdim=keepdim) / (count - (correction if unbiased else 0))
+
+
+def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    dims = list(range(-len(shape), 0))
+    mean, spread = a.mean(dims, keepdim=True), torch.sqrt(a.var(dims, unbiased=False, keepdim=True) + eps)
+    result = (a - mean) / spread
+    result = result if weight is None else result * weight
+    return (result if bias is None else result + bias), mean, spread
+
+
+FORMULAS: dict[str, Callable[..., Any]] = {
+    "_softmax": _softmax,
+    "addcdiv": lambda a, b, c, value=1: a + value * b / c,
+    "addcmul": lambda a, b, c, value=1: a + value * b * c,
+    "elu": _elu,
+    "exp2": lambda a: torch.exp(a * math.log(2)),
+    "fmod": lambda a, b: a - b * torch.trunc(a / b),
+    "gelu": _gelu,
+    "hardtanh": _hardtanh,
+    "isfinite": lambda a: a.abs() < math.inf,
+    "isnan": lambda a: a != a,
+    "leaky_relu": lambda a, slope=0.01: torch.where(a > 0.0, a, a * slope),
+    "lerp": lambda a, b, weight: a + weight * (b - a),
+    "log10": lambda a: torch.log(a) / math.log(10),
+    "log2": lambda a: torch.log(a) / math.log(2),
+    "native_layer_norm": _layer_norm,
+    "reciprocal": lambda a: 1.0 / a,
+    "relu": lambda a: torch.where(a <= 0.0, 0.0, a),
+    "remainder": lambda a, b: a - b * torch.floor(a / b),
+    "rsqrt": lambda a: 1.0 / torch.sqrt(a),
+    "silu": lambda a: a * torch.sigmoid(a),
+    "softplus": _softplus,
+    "square": lambda a: a * a,
+    "std": lambda *args, **kwargs: torch.sqrt(_var(*args, **kwargs)),
+    "var": _var,
+}
