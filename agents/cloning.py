@@ -40,7 +40,7 @@ class CloningOptions:
         ValueError: a value is out of its range.
     """
 
-    steps: int = 100
+    steps: int = 300
     batch_size: int = 128
     learning_rate: float = 0.05
     validate_every: int = 20

@@ -16,8 +16,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from benchmarks.protocol import Array
+from benchmarks.systems import h
 
-h = 0.05
 N = 3
 LINE_SEARCH, SHRINK = 10, 0.4
 Gain = tuple[float, float]  # what gravity and what a torque of one adds to the rate in one step

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.cells import Cell, Results
+from benchmarks.solvers import SOLVERS
 from benchmarks.tables import median_ms
 
 _MARKERS = "osD^v<>Xp*"
@@ -43,10 +44,7 @@ def draw_grid(
                     drawn[solver] = style
             _dress(panel, f"{system}, T = {horizon}", batches)
         row[0].set_ylabel("ms per batch")
-    handles = [
-        Line2D([], [], ls=style, **looks[name], label=name + (" (forward only)" if style == ":" else ""))
-        for name, style in drawn.items()
-    ]
+    handles = [Line2D([], [], ls=style, **looks[name], label=_label(name, style)) for name, style in drawn.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(horizons), frameon=False)
     figure.suptitle("forward and backward, one thread")
     _save(figure, file)
@@ -70,6 +68,12 @@ def draw_e2(results: Results, horizon: int, counts: Sequence[int], file: Path) -
     panel.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right center", frameon=False)
     _save(figure, file)
+
+
+def _label(solver: str, style: str) -> str:
+    limits = [] if style == "-" else ["forward only"]
+    limits += [] if SOLVERS[solver].bounded else ["no bounds"]
+    return f"{solver} ({', '.join(limits)})" if limits else solver
 
 
 def _dress(panel: Axes, title: str, batches: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ class Solver:
         environment: name of its virtual environment; None for our own.
         steps: what pip is called with, one call after the other.
         options: further arguments of the adapter.
+        bounded: whether it knows bounds of the controls.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Solver:
     environment: str | None = None
     steps: tuple[tuple[str, ...], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    bounded: bool = True
 
 
 _CASADI: dict[str, Any] = {"environment": "casadi", "steps": (("casadi==3.8.2", "numpy>=2"),)}
@@ -43,7 +45,7 @@ SOLVERS = {
         Solver("fatrop", "casadi_fatrop", **_CASADI),
         Solver("ipopt", "casadi_ipopt", **_CASADI),
         Solver("crocoddyl", "crocoddyl_boxfddp", "crocoddyl", (("crocoddyl==3.2.1",),)),
-        Solver("pypose", "pypose_mpc", "pypose", ((_TORCH, "numpy", "setuptools", "pypose==0.9.5"),)),
+        Solver("pypose", "pypose_mpc", "pypose", ((_TORCH, "numpy", "setuptools", "pypose==0.9.5"),), bounded=False),
         # Its own requirements ask for a sparse solver that has no wheel and isn't needed; its build wants torch to be there.
         Solver(
             "theseus",
@@ -53,6 +55,7 @@ SOLVERS = {
                 (_TORCH, "numpy", "scipy", "setuptools", "wheel", "pytest", "pybind11", "semantic-version", "urdf-parser-py"),
                 ("--no-deps", "--no-build-isolation", "torchlie==0.1.0", "torchkin==0.1.1", "theseus-ai==0.2.3"),
             ),
+            bounded=False,
         ),
     )
 }

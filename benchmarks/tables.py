@@ -86,4 +86,4 @@ def _row(record: Record) -> tuple[str, ...]:
 def _error(record: Record) -> str:
     if "gradient_error" in record:
         return f"{record['gradient_error']:.0e} ({record['matching']})"
-    return "no match" if "matching" in record else "-"
+    return "no match" if record.get("checked") else "-"

@@ -7,9 +7,10 @@ and the loss's gradient define one more linear-quadratic problem, whose step d a
     dphi/dtheta = d/dtheta { sum_t [grad_z (l + lambda^T f)(z_t; theta) . d_t + mu_{t+1}^T f(z_t; theta)]
                                  + grad l_T(x_T; theta) . d_x,T }
 
-(and, for a loss that depends on the total cost J itself, dphi/dJ times l and l_T, in the braces and in phi's gradient) with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025,
+with z, lambda, d and mu held fixed. It is the exact derivative of the solver's fixed point (the system of Wang et al. 2025,
 eq. 10, has the same solution). DiffMPC (Amos et al. 2018) is the same with the dynamics' curvature left out of H, which is
-exact for linear dynamics only.
+exact for linear dynamics only. A loss that depends on the total cost itself adds its derivative times the costs in the braces,
+and times their gradients to its own.
 
 A control at its bound stays there: d_u = 0, and the derivative with respect to the bound takes its place. Where the control
 would leave the bound for one sign of a change and not for the other, the solution has two one-sided derivatives; this is

@@ -32,7 +32,8 @@ from dilqr_rl.solution import Status
 _RUNNING = -1
 _WEIGHTS = 10  # of the dynamics' curvature: 1, then 9/10, ..., 0
 _LARGEST_SWEEP = 2**24  # numbers in the Hessians of one sweep over all weights
-_ROUNDING = 64 * torch.finfo(torch.float64).eps  # of a cost, relative: differences below it mean nothing
+_EPSILON = torch.finfo(torch.float64).eps
+_ROUNDING = 64 * _EPSILON  # of a cost, relative: differences below it mean nothing
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,18 @@ def with_curvature(model: Quadratic, curvature: Tensor, weight: Tensor) -> Quadr
 def take_step(
     instance: Instance, bounds: tuple[Tensor, Tensor], x: Tensor, u: Tensor, policy: Policy, step_length: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Roll the dynamics out under u_t + a k_t + K_t (x'_t - x_t), clipped; a is step_length (B,). Returns new x and u."""
+    """Roll the dynamics out under u_t + a k_t + K_t (x'_t - x_t), clipped; a is step_length (B,). Returns new x and u.
+
+    u + (bound - u) may differ from the bound by rounding; such a control is put on the bound, so that it counts as held.
+    """
     states, controls = [x[:, 0]], []
     open_loop = u + step_length[:, None, None] * policy.k
-    steps = zip(open_loop.unbind(1), policy.K.unbind(1), x.unbind(1)[:-1], *(b.unbind(1) for b in bounds), strict=True)
-    for t, (u_t, K, x_t, low, high) in enumerate(steps):
-        controls.append(torch.clamp(u_t + product(K, states[-1] - x_t), low, high))
+    parts = (u, open_loop, policy.K, x[:, :-1], *bounds)
+    for t, (before, u_t, K, x_t, low, high) in enumerate(zip(*(part.unbind(1) for part in parts), strict=True)):
+        control = u_t + product(K, states[-1] - x_t)
+        rounding = 4 * _EPSILON * (control.abs() + before.abs())
+        control = torch.where(high - control <= rounding, high, control)
+        controls.append(torch.where(control - low <= rounding, low, control))
         states.append(instance.step(states[-1], controls[-1], t))
     return torch.stack(states, dim=1), torch.stack(controls, dim=1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CORE = {"dilqr_rl", "torch", "numpy", "numba"}
+CORE = {"dilqr_rl", "torch", "numpy", "numba", "llvmlite"}
 ENVS = CORE | {"dilqr_rl.envs", "gymnasium", "pygame"}
 AGENTS = CORE | {"dilqr_rl.agents", "gymnasium", "safetensors", "stable_baselines3"}
 ALLOWED = {  # beside the standard library

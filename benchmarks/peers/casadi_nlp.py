@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import casadi
@@ -101,13 +101,8 @@ class Peer:
 
 def _rollout(system: System, x0: Array, horizon: int) -> Array:
     """The variables under zero controls, the start that the others have too."""
-    import math
-
     x, found = list(x0), []
     for _ in range(horizon):
         found += [*x, 0.0]
         x = list(system.step(math, x, 0.0, list(system.physics.values())))
     return np.array([*found, *x])
-
-
-Make = Callable[[System, int], Peer]

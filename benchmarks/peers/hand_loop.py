@@ -5,9 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from benchmarks.hand_loop import h, solve
+from benchmarks.hand_loop import solve
 from benchmarks.protocol import MAX_ITERATIONS, TOLERANCE, Array, CannotError, serve
-from benchmarks.systems import System
+from benchmarks.systems import System, h
 
 
 class Peer:

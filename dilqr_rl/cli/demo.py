@@ -42,7 +42,7 @@ class Demo:
     """Episodes to clone from: a fifth to validate on, a fifth to test on."""
     evaluation_episodes: int = 8
     """Episodes to compare the policies on."""
-    steps: int = 100
+    steps: int = 300
     """Optimiser steps."""
     seed: int = 0
     """Of the first episode, of the split, and of the network."""

@@ -27,7 +27,7 @@ class Train:
     """Where physics start instead, e.g. --physics gravity 15 mass 3 length 0.5."""
     horizon: int = 20
     """Steps that a plan looks ahead; the demonstrator's, if known."""
-    steps: int = 100
+    steps: int = 300
     """Optimiser steps."""
     batch_size: int = 128
     """Observations in one step."""

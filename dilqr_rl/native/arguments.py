@@ -1,4 +1,4 @@
-"""The parameters of a batch of problems in one flat array, as generated code takes them, and their gradients back from such an array."""
+"""The parameters of a batch of problems in one flat array, as generated code takes them, and their gradients back."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def _flat(value: Tensor) -> Floats:
 class GradientArrays:
     """Room for the gradients of all values.
 
-    The gradient of a shared value is summed up in groups of problems, each with room of its own, and then over the groups: so it
-    is the same however the groups are shared out among threads.
+    The gradient of a shared value is summed up in groups of problems, each with room of its own, and then over the groups: so
+    it is the same however the groups are shared out among threads.
 
     Args:
         arguments: the values.

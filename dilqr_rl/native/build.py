@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from dilqr_rl.native.kernel import _part, kernel_source
+from dilqr_rl.native.kernel import kernel_source, step_source
 from dilqr_rl.native.model import SIGNATURES, Model
 from dilqr_rl.native.tracing import UntraceableError
 
@@ -26,19 +26,13 @@ def solver(n: int, m: int) -> ModuleType:
 @lru_cache(maxsize=1)
 def stepper() -> ModuleType:
     """The module with `step`; see `solver`."""
-    return _load("kernel_step", _step_source(), "the stepping of dynamics")
+    return _load("kernel_step", step_source(), "the stepping of dynamics")
 
 
 def functions(model: Model, label: str) -> NDArray[np.int64]:
     """The addresses of a model's functions, in the order of `SIGNATURES`, 0 for those that the model hasn't; see `solver`."""
     module = _load("model", model.source, label)
     return np.array([getattr(module, s.name).address if hasattr(module, s.name) else 0 for s in SIGNATURES], np.int64)
-
-
-def _step_source() -> str:
-    arrays = "int64[::1], int64[::1], float64[::1], int64[::1], float64[:, ::1], float64[:, ::1], float64[:, ::1]"
-    parts = ["from __future__ import annotations", _part("memory"), _part("step"), f"step.compile('void({arrays})')"]
-    return "\n".join(parts) + "\n"
 
 
 def _load(name: str, source: str, label: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The functions of a problem as generated code: traced, differentiated and written as one Python file (see kernel.py's callers).
+"""The functions of a problem as generated code: traced, differentiated and written as one Python file for Numba.
 
 With z = (x, u), k = n + m, parameters theta and multipliers lambda = lambda_{t+1}, the file holds
 
@@ -134,9 +134,9 @@ def write_model(functions: Functions, values: Sequence[Tensor], only: Sequence[s
         return _nodes(trace, result)
 
     f = call(functions.dynamics, (x, u), (1, n))
-    (l,) = call(functions.stage_cost, (x, u), (1,))
-    (l_T,) = call(functions.terminal_cost, (x,), (1,))
-    return _Builder(graph, trace, n, m).build(f, l, l_T, only)
+    (cost,) = call(functions.stage_cost, (x, u), (1,))
+    (final_cost,) = call(functions.terminal_cost, (x,), (1,))
+    return _Builder(graph, trace, n, m).build(f, cost, final_cost, only)
 
 
 def _nodes(trace: Trace, result: Tensor) -> list[Node]:
@@ -157,17 +157,17 @@ class _Builder:
         self.places: dict[Node, int] = {}
         self.writer = Writer(_leaf_text, self.places)
 
-    def build(self, f: list[Node], l: Node, l_T: Node, only: Sequence[str]) -> Model:
+    def build(self, f: list[Node], cost: Node, final_cost: Node, only: Sequence[str]) -> Model:
         """The functions asked for, for f (n numbers), the stage cost and the terminal cost."""
         lam = [self.graph.leaf(f"lam[{i}]") for i in range(self.n)]
         weighted = self._dot(lam, f)
         bodies: dict[str, Callable[[], Body]] = {
-            "advance": lambda: Body(result=l, arrays={"next": f}),
-            "terminal": lambda: Body(result=l_T),
-            "expand": lambda: self._expand(f, l, weighted),
-            "expand_terminal": lambda: Body(arrays=self._quadratic(l_T, self.x)),
-            "sensitivity": lambda: self._sensitivity(l + weighted, l, self.z, f),
-            "sensitivity_terminal": lambda: self._sensitivity(l_T, l_T, self.x, []),
+            "advance": lambda: Body(result=cost, arrays={"next": f}),
+            "terminal": lambda: Body(result=final_cost),
+            "expand": lambda: self._expand(f, cost, weighted),
+            "expand_terminal": lambda: Body(arrays=self._quadratic(final_cost, self.x)),
+            "sensitivity": lambda: self._sensitivity(cost + weighted, cost, self.z, f),
+            "sensitivity_terminal": lambda: self._sensitivity(final_cost, final_cost, self.x, []),
         }
         written = {s.name: self.writer.function(s, bodies[s.name]()) for s in SIGNATURES if s.name in only and s.name in bodies}
         constants = list(self.places)
@@ -183,7 +183,7 @@ class _Builder:
             tuple(self.trace.constants),
             max(1, len(constants)),
             self.writer.work_size,
-            (*f, l, l_T),
+            (*f, cost, final_cost),
         )
 
     def _dot(self, a: Sequence[Node], b: Sequence[Node]) -> Node:
@@ -206,10 +206,10 @@ class _Builder:
         gradient = self._gradient(function, variables)
         return {"g": gradient, "H": self._hessian(gradient, variables)}
 
-    def _expand(self, f: list[Node], l: Node, weighted: Node) -> Body:
+    def _expand(self, f: list[Node], cost: Node, weighted: Node) -> Body:
         jacobian = tangents(self.graph, f, self._unit_seeds(self.z), len(self.z))
         curvature = self._hessian(self._gradient(weighted, self.z), self.z)
-        return Body(arrays={"F": [entry for row in jacobian for entry in row], **self._quadratic(l, self.z), "C": curvature})
+        return Body(arrays={"F": [entry for row in jacobian for entry in row], **self._quadratic(cost, self.z), "C": curvature})
 
     def _sensitivity(self, lagrangian: Node, cost: Node, variables: Sequence[Node], f: list[Node]) -> Body:
         directions = {v: [self.graph.leaf(f"d[{i}]")] for i, v in enumerate(variables)}

@@ -24,6 +24,7 @@ from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution
 
+_REALS = ("tolerance", "sufficient_decrease", "regularisation_min", "regularisation_max", "regularisation_factor")
 _MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
 
 
@@ -158,7 +159,7 @@ class Program:
     def solve(
         self, instance: Instance, x0: Tensor, u_init: Tensor, options: ILQROptions, exact: bool
     ) -> tuple[Solution, NativeAdjoint]:
-        """Solve the problems of an instance from x0 (B, n), beginning with u_init (B, T, m); the gradient is exact or DiffMPC's."""
+        """Solve the problems of an instance from x0 (B, n), beginning with u_init (B, T, m); `exact` as for `Adjoint`."""
         arguments = arrange(instance, self._closures)
         start = _array(x0)
         (B, n), T, m = start.shape, arguments.horizon, u_init.shape[-1]
@@ -166,15 +167,7 @@ class Program:
         cost, residual = np.empty(B), np.empty(B)
         status, iterations = np.empty(B, np.int64), np.empty(B, np.int64)
         integers = np.array([options.max_iterations, options.line_search_steps], np.int64)
-        reals = np.array(
-            [
-                options.tolerance,
-                options.sufficient_decrease,
-                options.regularisation_min,
-                options.regularisation_max,
-                options.regularisation_factor,
-            ]
-        )
+        reals = np.array([getattr(options, name) for name in _REALS])
         given = (start, arguments.numbers, arguments.table, arguments.bound_rows, integers, reals)
         results = (x, u, cost, status, iterations, residual, gains)
 

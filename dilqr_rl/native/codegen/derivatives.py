@@ -41,7 +41,7 @@ def tangents(graph: Graph, outputs: Sequence[Node], seeds: Mapping[Node, Sequenc
 
 
 def _tangent(graph: Graph, node: Node, known: Mapping[Node, Tangent | None], directions: int) -> Tangent | None:
-    incoming = [known.get(a) for a in node.args]
+    incoming: list[Any] = [known.get(a) for a in node.args]
     if all(t is None for t in incoming):
         return None
     zero = graph.const(0.0)
@@ -58,7 +58,7 @@ def _tangent(graph: Graph, node: Node, known: Mapping[Node, Tangent | None], dir
     if node.op == "total":
         return graph.total(incoming[0])
     if node.op == "select":
-        condition, then, otherwise = node.args
+        condition, *_ = node.args
         parts = [_as_operands(graph, incoming[i], node, directions) for i in (1, 2)]
         chosen = [graph.select(condition, a, b) for a, b in zip(*parts, strict=True)]
         return chosen[0] if node.shape else chosen

@@ -1,9 +1,9 @@
 """Expressions of a model: a graph of numbers and small arrays, in which equal expressions are one node.
 
-A node is a number (shape ()) or an array (rows, columns). Arrays stand for the layers of networks, which become loops instead of
-a line per number: one column where a value is meant, and one column per direction where its derivatives are. Everything that can
-be settled while building is: constants are folded, products with zero vanish, and factors that depend on parameters only are
-drawn together ("static" nodes), since these are computed once per problem rather than at every step.
+A node is a number (shape ()) or an array (rows, columns). Arrays stand for the layers of networks, which become loops instead
+of a line per number: one column where a value is meant, and one column per direction where its derivatives are. Everything that
+can be settled while building is: constants are folded, products with zero vanish, and factors that depend on parameters only
+are drawn together ("static" nodes), since these are computed once per problem rather than at every step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMPARISONS = ("lt", "le", "eq", "ne")
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where a matrix lies among the parameters: element (i, j) is number `offset + i row_stride + j column_stride` of `value`."""
+    """Where a matrix lies among the parameters: element (i, j) is `value[offset + i row_stride + j column_stride]`."""
 
     value: int
     offset: int
@@ -248,7 +248,7 @@ def _div(graph: Graph, a: Node, b: Node) -> Node | None:
         return -(a.args[0] / b)
     if b.static and not a.static:
         return a * (1.0 / b)
-    if b.op == "const" and not (a.op == "const") and b.value not in (0.0,):
+    if b.op == "const" and a.op != "const" and b.value not in (0.0,):
         return a * (1.0 / b)
     return None
 

@@ -137,6 +137,6 @@ OPERATIONS: dict[str, Operation] = {
     "and": Operation("({0} & {1})", _nothing),
     "or": Operation("({0} | {1})", _nothing),
     "not": Operation("({0} ^ True)", _nothing),
-    # Its derivative is a selection too, which derivatives.py makes: a product with 0 would spread NaN from the branch not taken.
+    # Its derivative is a selection too (derivatives.py): a product with 0 would spread NaN from the branch not taken.
     "select": Operation("select({0}, {1}, {2})", _nothing),
 }

@@ -1,7 +1,7 @@
 """Writes functions of a model as Python source for Numba: a line per number, a loop per array.
 
-Inputs, parameters and results are pointers to float64. An expression that is used once stands where it is used; one that is used
-again gets a name. Static numbers are read from `c`, arrays live in `work`.
+Inputs, parameters and results are pointers to float64. An expression that is used once stands where it is used; one that is
+used again gets a name. Static numbers are read from `c`, arrays live in `work`.
 """
 
 from __future__ import annotations

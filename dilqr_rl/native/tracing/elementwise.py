@@ -10,13 +10,12 @@ from dilqr_rl.native.tracing.rules import RULES, elementwise, number_type, rule
 from dilqr_rl.native.tracing.symbols import Symbol
 from dilqr_rl.native.tracing.trace import Trace
 
-for _name, _op in {
-    "mul": "mul", "neg": "neg", "sqrt": "sqrt", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sin": "sin",
-    "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh",
-    "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "sigmoid": "sigmoid", "erf": "erf", "special_erf": "erf",
-    "atan2": "atan2", "abs": "abs", "sign": "sign", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "detach": "stop",
-    "erfc": "erfc", "special_erfc": "erfc", "hypot": "hypot", "minimum": "min", "maximum": "max", "fmin": "min", "fmax": "max", "pow": "pow",
-}.items():  # fmt: skip
+_SAME_NAME = (
+    "mul neg pow sqrt exp expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc "
+    "hypot abs sign floor ceil trunc"
+)
+_OTHER_NAME = {"special_erf": "erf", "special_erfc": "erfc", "detach": "stop", "minimum": "min", "maximum": "max"}
+for _name, _op in {**{name: name for name in _SAME_NAME.split()}, **_OTHER_NAME}.items():
     RULES[_name] = lambda trace, *args, _op=_op: elementwise(trace, _op, *args)
 
 for _name, _op, _swapped in (

@@ -1,8 +1,8 @@
 """What a problem's functions depend on besides tensors: settings, closures, global names, submodules.
 
-Generated code has these built in. A planner compares the fingerprint at every call, so that `dynamics.time_step = 0.1`, or `eval()`,
-or another function behind a global name, leads to other code rather than to a stale result. Tensors are arguments of the
-generated code: of these only the identity counts, and of integer tensors their version.
+Generated code has these built in. A planner compares the fingerprint at every call, so that `dynamics.time_step = 0.1`, or
+`eval()`, or another function behind a global name, leads to other code rather than to a stale result. Tensors are arguments of
+the generated code: of these only the identity counts, and of integer tensors their version.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dilqr_rl.native.kernel_box_one import box_step
-from dilqr_rl.native.kernel_instance import Bounds, Expansion
-from dilqr_rl.native.kernel_memory import KK, MN, NK, NN, K, M, N, Pointer, call_int, inner, local, separate, shift
+from dilqr_rl.native.kernel.box_one import box_step
+from dilqr_rl.native.kernel.instance import Bounds, Expansion
+from dilqr_rl.native.kernel.memory import KK, MN, NK, NN, K, M, N, Pointer, call_int, inner, local, separate, shift
 
 
 class Policy(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dilqr_rl.native.kernel_memory import call_float, call_void, outer, pointer, shift
+from dilqr_rl.native.kernel.memory import call_float, call_void, outer, pointer, shift
 
 CONSTANTS, ADVANCE = 0, 1  # places of the model's functions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 _SIZES = "N, M = 3, 1  #"
-_IMPORT = "from dilqr_rl.native.kernel_"
+_IMPORT = "from dilqr_rl.native.kernel."
 _LARGEST_CONTROL = 62  # sets of controls are the bits of an int64
 _TYPES = {
     "i": "int64",
@@ -47,7 +47,7 @@ def _joined(*names: str) -> str:
 
 
 def _part(name: str) -> str:
-    lines = resources.files("dilqr_rl.native").joinpath(f"kernel_{name}.py").read_text(encoding="utf-8").splitlines()
+    lines = resources.files("dilqr_rl.native.kernel").joinpath(f"{name}.py").read_text(encoding="utf-8").splitlines()
     kept, inside = [], False
     for line in lines:
         if line.startswith(_IMPORT):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dilqr_rl.native.kernel_instance import (
+from dilqr_rl.native.kernel.instance import (
     Batch,
     Bounds,
     Expansion,
@@ -20,8 +20,8 @@ from dilqr_rl.native.kernel_instance import (
     read_bounds,
     rows_of,
 )
-from dilqr_rl.native.kernel_memory import KK, MN, NK, K, M, N, Pointer, call_void, inner, local, outer, pointer, shift
-from dilqr_rl.native.kernel_sweep import Policy, backward_sweep, sweep_loop
+from dilqr_rl.native.kernel.memory import KK, MN, NK, K, M, N, Pointer, call_void, inner, local, outer, pointer, shift
+from dilqr_rl.native.kernel.sweep import Policy, backward_sweep, sweep_loop
 
 SENSITIVITY, SENSITIVITY_TERMINAL, CONSTANTS_GRADIENT = 5, 6, 7  # places of the model's functions
 SOLVED = 0  # the status
@@ -237,9 +237,11 @@ def _find_step(T: int, memory: AdjointMemory, share: float) -> None:
 
     `share` is that of the dynamics' curvature in the Hessians.
     """
-    if _linear_rollout(T, memory):
-        _find_costates(T, memory, share)
-    else:
+    finite = _linear_rollout(T, memory)
+    _find_costates(T, memory, share)
+    for i in range((T + 1) * N):
+        finite = finite and math.isfinite(memory.mu[i])
+    if not finite:
         for i in range((T + 1) * K):
             memory.d[i] = 0.0
         for i in range((T + 1) * N):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from dilqr_rl.native.kernel_memory import KK, NK, K, M, N, Pointer, call_void, inner, local, shift
+from dilqr_rl.native.kernel.memory import KK, NK, K, M, N, Pointer, call_void, inner, local, shift
 
 CONSTANTS, EXPAND, EXPAND_TERMINAL = 0, 3, 4  # places of the model's functions
 
@@ -141,7 +141,7 @@ def read_bounds(instance: Instance, rows: Pointer, bounds: Bounds) -> None:
 
 @inner
 def linearise(instance: Instance, x: Pointer, u: Pointer, model: Expansion) -> bool:
-    """Fill `model` along states x (T+1, n) and controls u (T, m); return whether all of F is finite."""
+    """Fill `model` along states x (T+1, n) and controls u (T, m); return whether the states and F are finite."""
     T = instance.T
     end = shift(model.g, T * K)
     call_void(
@@ -172,4 +172,6 @@ def linearise(instance: Instance, x: Pointer, u: Pointer, model: Expansion) -> b
             model.gradient[t * M + j] = total[N + j]
         for i in range(NK):
             finite = finite and math.isfinite(F[i])
+    for i in range((T + 1) * N):
+        finite = finite and math.isfinite(x[i])
     return finite

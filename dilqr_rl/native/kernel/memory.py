@@ -1,7 +1,7 @@
 """The kernel's sizes, its memory, and its calls of functions by their address.
 
-The kernel_*.py files are one program in several parts, which `kernel.kernel_source` joins into one file for other sizes; each
-is a module by itself, too. Pointers stand in the place of arrays: they have neither reference counts nor views to allocate,
+The files of this folder are one program in several parts, which `kernel_source` joins into one file for other sizes; each is
+a module by itself, too. Pointers stand in the place of arrays: they have neither reference counts nor views to allocate,
 and numba's CUDA target takes them as well. A pointer doesn't keep its array alive; whoever takes one holds on to the array.
 """
 

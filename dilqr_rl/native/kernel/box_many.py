@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from dilqr_rl.native.kernel_memory import MM, K, M, N, Pointer, clamp, inner, local, shift
+from dilqr_rl.native.kernel.memory import MM, K, M, N, Pointer, clamp, inner, local, shift
 
 ALL = (1 << M) - 1  # the set of all components
 WIDTH = M + 1 + N  # of the matrix that `_stationary_point` eliminates in

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dilqr_rl.native.kernel_instance import (
+from dilqr_rl.native.kernel.instance import (
     Batch,
     Bounds,
     Expansion,
@@ -20,8 +20,8 @@ from dilqr_rl.native.kernel_instance import (
     read_bounds,
     rows_of,
 )
-from dilqr_rl.native.kernel_memory import MN, M, N, Pointer, call_float, clamp, inner, outer, pointer, shift
-from dilqr_rl.native.kernel_sweep import Policy, backward_sweep, sweep_loop
+from dilqr_rl.native.kernel.memory import MN, M, N, Pointer, call_float, clamp, inner, outer, pointer, shift
+from dilqr_rl.native.kernel.sweep import Policy, backward_sweep, sweep_loop
 
 ADVANCE, TERMINAL = 1, 2  # places of the model's functions
 RUNNING, CONVERGED, MAX_ITERATIONS, LINE_SEARCH_FAILED, NONFINITE = -1, 0, 1, 2, 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dilqr_rl.native.kernel_memory import KK, K, N, Pointer, clamp, inner
+from dilqr_rl.native.kernel.memory import KK, K, N, Pointer, clamp, inner
 
 
 @inner
