@@ -80,6 +80,16 @@ class Instance:
         pairs = zip(self.values, self.leads, strict=True)
         return replace(self, values=tuple(v[:, :1] if lead == PER_STEP else v for v, lead in pairs))
 
+    def positive_places(self) -> set[int]:
+        """The places of the values that must be above zero, as the modules that hold them say."""
+        modules = {role: getattr(self.problem, role) for role in self.slots if role}
+        return {
+            place
+            for role, pairs in self.slots.items()
+            for name, place in pairs
+            if role and name.rpartition(".")[2] in getattr(modules[role].get_submodule(name.rpartition(".")[0]), "positive", ())
+        }
+
     def with_values(self, values: tuple[Tensor, ...]) -> Instance:
         """The same instance with other tensors of the same shapes."""
         return replace(self, values=values)
@@ -149,7 +159,7 @@ def _shapes(points: tuple[Tensor, ...]) -> str:
 
 
 def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | None) -> Instance:
-    """Check `params` and put them, with the problem's own tensors, into an `Instance` on x0's device.
+    """Put `params` the problem's own tensors into an `Instance` on x0's device.
 
     Args:
         problem: the problem.
@@ -157,8 +167,7 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
         params: replacements by qualified name, each with its tensor's own shape, or with (B,) or (B, T) in front.
 
     Raises:
-        ValueError: an unknown name, another shape, NaN or infinity, a value that must be positive and isn't, or bounds
-            reversed.
+        ValueError: an unknown name, or another shape. The numbers are for `check_values` to look at.
     """
     if params is not None and not isinstance(params, Mapping):
         raise ValueError(f"params: expected a mapping from names to tensors, got {type(params).__name__}.")
@@ -176,9 +185,7 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
             values.append(value.to(x0.device, torch.float64) if value.is_floating_point() else value.to(x0.device))
         role, _, rest = name.partition(".")
         slots[role if rest else ""].append((rest or name, positions[id(tensor)]))
-    instance = Instance(problem, tuple(values), tuple(leads), {role: tuple(pairs) for role, pairs in slots.items()})
-    _check_values(instance)
-    return instance
+    return Instance(problem, tuple(values), tuple(leads), {role: tuple(pairs) for role, pairs in slots.items()})
 
 
 def own_tensors(problem: ControlProblem) -> list[Tensor]:
@@ -221,18 +228,19 @@ def _checked_params(
     return replaced
 
 
-def _check_values(instance: Instance) -> None:
+def check_values(instance: Instance) -> None:
+    """Refuse values that no solver can use.
+
+    Raises:
+        ValueError: NaN or infinity, a value that must be positive and isn't, or bounds reversed.
+    """
     for role, pairs in instance.slots.items():
         for name, index in pairs:
             full = f"{role}.{name}" if role else name
             value = instance.values[index]
             if role and not torch.isfinite(value).all():
                 raise ValueError(f"{full}: expected finite numbers, got {_first(value, ~torch.isfinite(value))}.")
-            if (
-                role
-                and name.rpartition(".")[2] in _positive_names(getattr(instance.problem, role), name)
-                and not (value > 0).all()
-            ):
+            if index in instance.positive_places() and role and not (value > 0).all():
                 raise ValueError(
                     f"{full}: expected a number above 0, got {_first(value, ~(value > 0))}. To learn it, keep it positive: "
                     "learn its logarithm and pass the exponential through params, or use torch.nn.utils.parametrize."
@@ -246,11 +254,6 @@ def _aligned(instance: Instance, name: str) -> Tensor:
     value, lead = instance.values[index], instance.leads[index]
     value = value.unsqueeze(-1) if value.ndim == lead else value
     return value.reshape((1,) * (3 - value.ndim) + value.shape) if lead != PER_PROBLEM else value.unsqueeze(1)
-
-
-def _positive_names(module: nn.Module, name: str) -> tuple[str, ...]:
-    owner = module.get_submodule(name.rpartition(".")[0])
-    return tuple(getattr(owner, "positive", ()))
 
 
 def _first(value: Tensor, wrong: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.ilqr import Decision, Iterate, solve
-from dilqr_rl.instance import Instance, bind
+from dilqr_rl.instance import Instance, bind, check_values
 from dilqr_rl.native.program import Program, find_program
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
@@ -93,6 +93,8 @@ class ILQR(nn.Module):
     def _plan(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Solution:
         differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in (x0, u_init, *instance.values))
         program = self._program(instance, x0, u_init)
+        if program is None:
+            check_values(instance)
         if torch.is_grad_enabled():
             _refuse_hidden_tensors(instance, x0, u_init, program)
         if differentiable and self.gradient == "unroll":

@@ -33,8 +33,13 @@ def test_the_planner_as_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert scope["problem"].stage_cost.goal.grad.any()
 
 
+def test_compiled_dynamics(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(python_blocks()[2], {})
+    assert capsys.readouterr().out.startswith("[0.99")
+
+
 def test_every_block_is_tested() -> None:
-    assert len(python_blocks()) == 2
+    assert len(python_blocks()) == 3
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ class Arguments:
         sizes: (V,), numbers of one value for one problem and step; 0 for integer tensors, which are no arguments.
         leads: (V,), SHARED, PER_PROBLEM or PER_STEP.
         horizon: T.
+        parts: each value's numbers.
+        bounds: the places of u_min and u_max, whose numbers stand last in `numbers`.
     """
 
     numbers: Floats
@@ -35,36 +37,45 @@ class Arguments:
     sizes: tuple[int, ...]
     leads: tuple[int, ...]
     horizon: int
+    parts: list[Floats]
+    bounds: tuple[int, int]
+
+    def sound(self, positive: set[int]) -> bool:
+        """Whether the numbers need no closer look: all finite, the bounds in order and those at `positive` places above zero."""
+        lower, upper = (self.parts[place] for place in self.bounds)
+        shared = all(self.leads[place] == SHARED for place in self.bounds)
+        finite = np.isfinite(self.numbers[: self.numbers.size - lower.size - upper.size]).all()
+        return bool(shared and finite and (lower <= upper).all() and all((self.parts[place] > 0).all() for place in positive))
 
 
 def arrange(instance: Instance, closures: Sequence[Tensor]) -> Arguments:
     """The instance's values and those of closures, side by side."""
     T = instance.problem.horizon
-    leads = (*instance.leads, *[SHARED] * len(closures))
-    parts: list[Floats] = []
-    sizes: list[int] = []
+    values, leads = (*instance.values, *closures), (*instance.leads, *[SHARED] * len(closures))
+    parts = [_flat(value) for value in values]
+    sizes = [part.size for part in parts]
     table = np.zeros((3, len(leads)), np.int64)
-    start = 0
-    for place, (value, lead) in enumerate(zip((*instance.values, *closures), leads, strict=True)):
-        flat = _flat(value)
-        size = flat.size
+    for place, lead in enumerate(leads):
         if lead != SHARED:
-            size //= value.shape[0] * (T if lead == PER_STEP else 1)
-            table[1, place] = size * T if lead == PER_STEP else size
-            table[2, place] = size if lead == PER_STEP else 0
+            sizes[place] //= values[place].shape[0] * (T if lead == PER_STEP else 1)
+            table[1, place] = sizes[place] * (T if lead == PER_STEP else 1)
+            table[2, place] = sizes[place] if lead == PER_STEP else 0
+    places = dict(instance.slots[""])
+    bounds = (places["u_min"], places["u_max"])
+    order = [place for place in range(len(parts)) if place not in bounds] + [*dict.fromkeys(bounds)]
+    start = 0
+    for place in order:
         table[0, place] = start
-        start += flat.size
-        parts.append(flat)
-        sizes.append(size)
-    bounds = dict(instance.slots[""])
-    rows = [(bounds[name], int(sizes[bounds[name]] > 1)) for name in ("u_min", "u_max")]
-    return Arguments(np.concatenate(parts), table, np.array(rows, np.int64), tuple(sizes), leads, T)
+        start += parts[place].size
+    rows = np.array([(place, int(sizes[place] > 1)) for place in bounds], np.int64)
+    numbers = np.concatenate([parts[place] for place in order])
+    return Arguments(numbers, table, rows, tuple(sizes), leads, T, parts, bounds)
 
 
 def _flat(value: Tensor) -> Floats:
     if not value.is_floating_point():
         return np.empty(0)
-    flat: Floats = value.detach().reshape(-1).to(torch.float64).numpy()
+    flat: Floats = value.detach().numpy().astype(np.float64, copy=False).ravel()
     return flat
 
 

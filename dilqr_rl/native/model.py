@@ -154,7 +154,8 @@ class _Builder:
         self.graph, self.trace, self.n, self.m = graph, trace, n, m
         self.x = [graph.leaf(f"x[{i}]") for i in range(n)]
         self.z = [*self.x, *(graph.leaf(f"u[{i}]") for i in range(m))]
-        self.places: dict[Node, int] = {}
+        self.places: dict[Node, int] = {}  # of static numbers in c
+        self.differentiated: dict[Node, int] = {}  # those among them that the bracket depends on
         self.writer = Writer(_leaf_text, self.places)
 
     def build(self, f: list[Node], cost: Node, final_cost: Node, only: Sequence[str]) -> Model:
@@ -171,7 +172,7 @@ class _Builder:
         }
         written = {s.name: self.writer.function(s, bodies[s.name]()) for s in SIGNATURES if s.name in only and s.name in bodies}
         constants = list(self.places)
-        for signature, body in ((SIGNATURES[0], Body(arrays={"c": constants})), (SIGNATURES[-1], self._chain(constants))):
+        for signature, body in ((SIGNATURES[0], Body(arrays={"c": constants})), (SIGNATURES[-1], self._chain())):
             if signature.name in only:
                 written[signature.name] = self.writer.function(signature, body, read_constants=False)
         source = "\n\n".join([_HEADER, *(written[s.name] for s in SIGNATURES if s.name in written)]) + "\n"
@@ -221,11 +222,12 @@ class _Builder:
         for node, cotangent in found.numbers.items():
             if node.static:
                 place = self.places.setdefault(node, len(self.places))
+                self.differentiated[node] = place
                 additions.append((f"dc[{place}]", cotangent))
         return Body(additions=additions, gradients=found)
 
-    def _chain(self, constants: list[Node]) -> Body:
-        results = [(node, self.graph.leaf(f"dc[{place}]")) for place, node in enumerate(constants)]
+    def _chain(self) -> Body:
+        results = [(node, self.graph.leaf(f"dc[{place}]")) for node, place in self.differentiated.items()]
         found = cotangents(self.graph, results, stop_at_static=False)
         return Body(additions=[(_leaf_text(n.value, "G", "goffs"), c) for n, c in found.numbers.items()], gradients=found)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dilqr_rl.fixed_point import LossGradient
-from dilqr_rl.instance import SHARED, Instance, own_tensors
+from dilqr_rl.instance import SHARED, Instance, check_values, own_tensors
 from dilqr_rl.native import build
 from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
 from dilqr_rl.native.model import AGREEMENT, Functions, Model, write_model
@@ -70,12 +70,13 @@ def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool)
 def _make_program(instance: Instance, x0: Tensor, u_init: Tensor) -> Program | str:
     """The program, or why there is none."""
     problem = instance.problem
+    check_values(instance)
     _call_once(instance, x0, u_init)
     try:
         model = trace_problem(problem)
         _compare(model, instance, x0, u_init)
         solver = build.solver(problem.state_size, problem.control_size)
-        return Program(model, build.functions(model, _label(problem)), solver, len(instance.values))
+        return Program(model, build.functions(model, _label(problem)), solver, len(instance.values), instance.positive_places())
     except UntraceableError as error:
         return str(error)
 
@@ -138,12 +139,13 @@ class Program:
         addresses: of the functions compiled from it.
         kernel: the compiled module with `solve` and `adjoint` for the problem's sizes.
         count: how many values the problem has; those after them are of closures.
+        positive: the places of those that must be above zero.
     """
 
-    def __init__(self, model: Model, addresses: NDArray[np.int64], kernel: ModuleType, count: int) -> None:
+    def __init__(self, model: Model, addresses: NDArray[np.int64], kernel: ModuleType, count: int, positive: set[int]) -> None:
         self._addresses, self._kernel, self._constants = addresses, kernel, model.constants
         self._sizes = np.array([model.constants_size, model.work_size], np.int64)
-        self._own, self._closures = model.values[:count], model.values[count:]
+        self._own, self._closures, self._positive = model.values[:count], model.values[count:], positive
 
     @property
     def depends_on_hidden_tensors(self) -> bool:
@@ -161,6 +163,8 @@ class Program:
     ) -> tuple[Solution, NativeAdjoint]:
         """Solve the problems of an instance from x0 (B, n), beginning with u_init (B, T, m); `exact` as for `Adjoint`."""
         arguments = arrange(instance, self._closures)
+        if not arguments.sound(self._positive):
+            check_values(instance)
         start = _array(x0)
         (B, n), T, m = start.shape, arguments.horizon, u_init.shape[-1]
         x, u, gains = np.empty((B, T + 1, n)), _array(u_init).copy(), np.empty((B, T, m, n))

@@ -240,27 +240,27 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     # The functions' results; the door tries them on one problem and one step
     "dynamics' shape": (
         lambda: plan_with(dynamics=lambda x, u: torch.cat((x, u), dim=-1)),
-        r"dynamics: expected a result of shape \(1, 1\) for arguments \(1, 1\), \(1, 1\), got \(1, 2\)\.",
+        r"dynamics: expected a result of shape \(2, 1\) for arguments \(2, 1\), \(2, 1\), got \(2, 2\)\.",
     ),
     "dynamics' type": (
         lambda: plan_with(dynamics=lambda x, u: (x, u)),
-        r"dynamics: expected a result of shape \(1, 1\) for arguments \(1, 1\), \(1, 1\), got tuple\.",
+        r"dynamics: expected a result of shape \(2, 1\) for arguments \(2, 1\), \(2, 1\), got tuple\.",
     ),
     "cost not summed": (
         lambda: plan_with(stage_cost=lambda x, u: x.square()),
-        r"stage_cost: expected a result of shape \(1, 1\) for arguments \(1, 1, 1\), \(1, 1, 1\), got \(1, 1, 1\)\.",
+        r"stage_cost: expected a result of shape \(2, 1\) for arguments \(2, 1, 1\), \(2, 1, 1\), got \(2, 1, 1\)\.",
     ),
     "cost summed over all": (
         lambda: plan_with(stage_cost=lambda x, u: x.square().sum()),
-        r"stage_cost: expected a result of shape \(1, 1\) for arguments \(1, 1, 1\), \(1, 1, 1\), got \(\)\.",
+        r"stage_cost: expected a result of shape \(2, 1\) for arguments \(2, 1, 1\), \(2, 1, 1\), got \(\)\.",
     ),
     "terminal cost's shape": (
         lambda: plan_with(terminal_cost=lambda x: x),
-        r"terminal_cost: expected a result of shape \(1,\) for arguments \(1, 1\), got \(1, 1\)\.",
+        r"terminal_cost: expected a result of shape \(2,\) for arguments \(2, 1\), got \(2, 1\)\.",
     ),
     "sizes that don't fit": (
         lambda: plan_with(dynamics=lambda x, u: x @ torch.ones(2, 2, dtype=FLOAT)),
-        r"dynamics: expected a function of x \(\.\.\., n\) and u \(\.\.\., m\) with any leading dimensions, but arguments \(1, 1\), \(1, 1\) "
+        r"dynamics: expected a function of x \(\.\.\., n\) and u \(\.\.\., m\) with any leading dimensions, but arguments \(2, 1\), \(2, 1\) "
         r"gave: .*\. Do its sizes fit the problem's state_size and control_size\?",
     ),
     "dynamics' precision": (

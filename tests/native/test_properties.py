@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from interpreted_code import differences
 from problems import FLOAT, normal, uniform
@@ -21,6 +21,7 @@ Formula = tuple[Any, ...]
 PARAMETERS, BATCH, HORIZON = 4, 24, 4
 SIZES = ((3, 1), (3, 2), (4, 2))
 EACH_MODEL = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+COMPILED = {**EACH_MODEL, "phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # to shrink would take minutes
 ONE: dict[str, Callable[[Tensor], Tensor]] = {
     "sin": torch.sin,
     "cos": torch.cos,
@@ -243,7 +244,7 @@ def test_the_code_of_random_formulas_has_their_derivatives(sizes: tuple[int, int
     assert not differences(problem, [seed, seed + 1])
 
 
-@settings(max_examples=5, **EACH_MODEL)
+@settings(max_examples=4, **COMPILED)
 @given(st.sampled_from(SIZES), st.lists(FORMULAS, min_size=5, max_size=5), VALUES)
 def test_random_formulas_agree(sizes: tuple[int, int], formulas: list[Formula], values: list[tuple[int, float]]) -> None:
     n, m = sizes
@@ -265,7 +266,7 @@ def test_the_code_of_random_networks_has_their_derivatives(
     assert not differences(problem, [seed])
 
 
-@settings(max_examples=3, **EACH_MODEL)
+@settings(max_examples=2, **COMPILED)
 @given(st.sampled_from(SIZES), LAYERS, FORMULAS, VALUES)
 def test_random_networks_agree(
     sizes: tuple[int, int], layers: list[tuple[int, str, bool, bool]], formula: Formula, values: list[tuple[int, float]]

@@ -128,7 +128,7 @@ def cotangents(graph: Graph, results: Sequence[tuple[Node, Node]], stop_at_stati
         cotangent = collected.pop(node, None)
         if cotangent is None:
             continue
-        if node.op == "leaf" or (stop_at_static and node.static and not node.shape):
+        if node.op == "leaf" or (stop_at_static and node.kept):
             found.numbers[node] = cotangent
         elif node.op == "param":
             found.arrays.append((node.value, _whole(graph, cotangent, node)))
@@ -177,6 +177,6 @@ def ordered(outputs: Iterable[Node], stop_at_static: bool = False) -> list[Node]
         node = stack.pop()
         if node not in seen:
             seen.add(node)
-            if not (stop_at_static and node.static and not node.shape):
+            if not (stop_at_static and node.kept):
                 stack.extend(node.args)
     return sorted(seen, key=lambda node: node.index)

@@ -18,7 +18,7 @@ import numpy as np
 from dilqr_rl.native.codegen.operations import OPERATIONS
 
 Shape = tuple[int, ...]  # () or (rows, columns)
-COMPARISONS = ("lt", "le", "eq", "ne")
+_LOGICAL = frozenset(("lt", "le", "eq", "ne", "and", "or", "not"))
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,18 @@ class Node:
         return self.graph.apply("neg", self)
 
     @property
+    def logical(self) -> bool:
+        """Whether it is true or false rather than a number."""
+        if self.op in ("select", "stop"):
+            return self.args[-1].logical
+        return self.op in _LOGICAL or (self.op == "const" and isinstance(self.value, bool))
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is a number that is computed once per problem and kept: a static one."""
+        return self.static and not self.shape and not self.logical
+
+    @property
     def constant(self) -> float | bool | None:
         """Its number, if it is one."""
         return self.value if self.op == "const" else None
@@ -99,7 +111,7 @@ class Graph:
 
     def const(self, value: float | bool) -> Node:
         """A number."""
-        value = value if isinstance(value, bool | np.bool_) else float(value)
+        value = bool(value) if isinstance(value, bool | np.bool_) else float(value)
         key = (type(value), str(value)) if value != 0 else (type(value), math.copysign(1, value))
         return self._make("const", (), value, (), True, key)
 

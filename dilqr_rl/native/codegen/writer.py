@@ -110,7 +110,7 @@ class _Function:
         return self._lines
 
     def _is_read(self, node: Node) -> bool:
-        return self._places is not None and node.static and not node.shape
+        return self._places is not None and node.kept
 
     def _count_arguments(self, node: Node) -> None:
         """How often a node's code evaluates each argument, so that what is evaluated once can be written in its place."""
@@ -153,7 +153,7 @@ class _Function:
         rows, columns = node.shape
         self._offsets[node] = self._work
         self._work += rows * columns
-        place = self._at(node, "i", "j")
+        place = self._slot(node, "i", "j")
         if node.op == "pack":
             self._fill("work", self._offsets[node], [self._text[a] for a in node.args])
             return
@@ -229,8 +229,13 @@ class _Function:
             return _parameter(array.value, row, "0", "P", "offs")
         if array not in self._offsets:
             return self._element(array, row, column)
+        return f"({self._slot(array, row, column)} != 0.0)" if array.logical else self._slot(array, row, column)
+
+    def _slot(self, array: Node, row: str, column: str) -> str:
+        """Where an element of an array is kept."""
         rows, columns = array.shape
-        return f"work[{_place(self._offsets[array], (row if rows > 1 else '0', columns), (column if columns > 1 else '0', 1))}]"
+        place = _place(self._offsets[array], (row if rows > 1 else "0", columns), (column if columns > 1 else "0", 1))
+        return f"work[{place}]"
 
     def _write_gradients(self, gradients: Cotangents) -> None:
         for matrix, cotangent in gradients.arrays:

@@ -49,6 +49,11 @@ def _div(trace: Trace, a: Any, b: Any, rounding_mode: str | None = None) -> Symb
     return quotient if rounding_mode is None else elementwise(trace, rounding_mode, quotient)
 
 
+@rule("reciprocal")
+def _reciprocal(trace: Trace, a: Any) -> Symbol:
+    return elementwise(trace, "div", 1.0, a)
+
+
 @rule("round")
 def _round(trace: Trace, a: Any, decimals: int = 0) -> Symbol:
     if decimals:

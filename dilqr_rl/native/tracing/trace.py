@@ -80,6 +80,11 @@ class Trace(TorchDispatchMode):
         except Exception as error:
             raise UntraceableError(f"{type(error).__name__}: {error}{_place_of(error)}") from error
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nobody compiles a trace, and to skip it torch would import its compiler, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply the rule of an operation; where there is none, break the operation down further."""
         from dilqr_rl.native.tracing.rules import find_rule
