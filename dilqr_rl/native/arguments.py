@@ -41,7 +41,7 @@ class Arguments:
     bounds: tuple[int, int]
 
     def sound(self, positive: set[int]) -> bool:
-        """Whether the numbers need no closer look: all finite, the bounds in order and those at `positive` places above zero."""
+        """Whether the numbers need no closer look: all finite, the bounds in order, those at `positive` places above 0."""
         lower, upper = (self.parts[place] for place in self.bounds)
         shared = all(self.leads[place] == SHARED for place in self.bounds)
         finite = np.isfinite(self.numbers[: self.numbers.size - lower.size - upper.size]).all()
