@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dilqr_rl.native import build
 from dilqr_rl.native.model import AGREEMENT, Functions, Model, write_model
@@ -46,8 +47,7 @@ def compile_dynamics(
     m = _size("control_size", control_size, dynamics)
     tensors = _tensors(dynamics)
     integers = tuple((id(t), t._version) for t in tensors if not t.is_floating_point())
-    settings = fingerprint(dynamics) if isinstance(dynamics, nn.Module) else id(dynamics)
-    key = (settings, integers, tuple(tuple(t.shape) for t in tensors), n, m)
+    key = (fingerprint(dynamics), integers, tuple(tuple(t.shape) for t in tensors), n, m)
     if key not in _compiled:
         while len(_compiled) >= _MOST:
             del _compiled[next(iter(_compiled))]
@@ -89,10 +89,14 @@ class CompiledDynamics:
             expected = f"({self._n},) and ({self._m},), or (B, {self._n}) and (B, {self._m})"
             raise ValueError(f"x, u: expected arrays of shapes {expected}, got {x.shape} and {u.shape}.")
         if self._code is None:
-            return self._in_torch(x, u)
+            return _in_torch(self._dynamics, torch.from_numpy(x), torch.from_numpy(u))
         following = np.empty(x.shape)
         self._code.step(*self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n))
         return following
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles take the dynamics and compile them, which is in the cache."""
+        return _compiled_again, (self._dynamics, self._n, self._m)
 
     def _parameters(self) -> tuple[Floats, NDArray[np.int64]]:
         """All numbers, flat, and where each tensor starts."""
@@ -104,10 +108,21 @@ class CompiledDynamics:
             self._seen, self._tensors, self._numbers, self._offsets = seen, tensors, [*numbers, np.empty(0)], offsets
         return np.concatenate(self._numbers, dtype=np.float64), self._offsets
 
-    def _in_torch(self, x: Floats, u: Floats) -> Floats:
-        with torch.no_grad():
-            following: Floats = self._dynamics(torch.from_numpy(x), torch.from_numpy(u)).numpy()
-        return following
+
+def _in_torch(dynamics: Callable[..., Tensor], x: Tensor, u: Tensor) -> Floats:
+    """The torch function's result, in float64 whatever the type of its parameters."""
+    with torch.no_grad():
+        if isinstance(dynamics, nn.Module):
+            named = (*dynamics.named_parameters(), *dynamics.named_buffers())
+            doubles = {name: tensor.double() for name, tensor in named if tensor.is_floating_point()}
+            following: Floats = functional_call(dynamics, doubles, (x, u)).numpy()
+        else:
+            following = dynamics(x, u).numpy()
+    return following
+
+
+def _compiled_again(dynamics: Callable[..., Tensor], n: int, m: int) -> CompiledDynamics:
+    return compile_dynamics(dynamics, state_size=n, control_size=m)
 
 
 def _places(dynamics: Any) -> list[tuple[Any, str]]:
@@ -154,8 +169,7 @@ def _compare(model: Model, dynamics: Callable[..., Tensor], n: int, m: int) -> N
     """
     generator = torch.Generator().manual_seed(0)
     x, u = (torch.randn(3, size, generator=generator, dtype=torch.float64) for size in (n, m))
-    with torch.no_grad():
-        expected = dynamics(x, u).numpy()
+    expected = _in_torch(dynamics, x, u)
     traced = [model.evaluate(*point)[:n] for point in zip(x.tolist(), u.tolist(), strict=True)]
     if expected.shape != (3, n) or not np.allclose(traced, expected, rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True):
         raise UntraceableError("they give other results when they are called again, or with another batch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -287,3 +287,13 @@ def test_no_iteration_makes_the_cost_worse() -> None:
     costs = torch.stack([plan(problem, x0, ILQROptions(max_iterations=count, tolerance=1e-8)).cost for count in range(1, 9)])
     rise = (costs[1:] - costs[:-1]) / costs[:-1].abs()
     assert rise.max() < 1e-12  # rounding
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_last_state_that_is_nan_is_told_though_no_cost_shows_it(backend: Literal["torch", "native"]) -> None:
+    """atanh(0.4 x) leaves its domain between the two starts; its derivative stays finite."""
+    problem = ControlProblem(
+        lambda x, u: torch.atanh(0.4 * x) + u, QuadraticCost([1.0, 1.0], [0.0, 0.0]), horizon=1, state_size=1, control_size=1
+    )
+    solution = ILQR(problem, ILQROptions(backend=backend))(torch.tensor([[1.0], [3.0]], dtype=FLOAT))
+    assert solution.status.tolist() == [Status.CONVERGED, Status.NONFINITE]

@@ -290,7 +290,7 @@ sys.meta_path.insert(0, Blocker())
 
 @pytest.mark.parametrize(
     ("block", "environment"),
-    [("", {"NUMBA_DISABLE_JIT": "1"}), (BLOCK, {}), (BROKEN, {})],
+    [("", {"NUMBA_DISABLE_JIT": "1"}), (BLOCK, {}), pytest.param(BROKEN, {}, marks=pytest.mark.slow)],
     ids=["NUMBA_DISABLE_JIT", "numba missing", "numba broken"],
 )
 def test_without_a_working_numba_everything_runs_on_the_pytorch_path(

@@ -24,9 +24,9 @@ _DEEPEST = 8
 _LARGEST_ARRAY = 10_000  # bytes; of a larger one only the identity counts
 
 
-def fingerprint(module: nn.Module) -> Hashable:
-    """Equal for two moments if nothing that generated code has built in has changed between them."""
-    return _module(module, set(), 0)
+def fingerprint(function: Any) -> Hashable:
+    """Of a module or a function: equal for two moments if nothing that generated code has built in has changed."""
+    return _freeze(function, set(), 0)
 
 
 def _module(module: nn.Module, seen: set[int], depth: int) -> Hashable:
