@@ -159,7 +159,7 @@ def _shapes(points: tuple[Tensor, ...]) -> str:
 
 
 def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | None) -> Instance:
-    """Put `params` the problem's own tensors into an `Instance` on x0's device.
+    """Put `params`, and else the problem's own tensors, into an `Instance` on x0's device.
 
     Args:
         problem: the problem.
@@ -234,13 +234,14 @@ def check_values(instance: Instance) -> None:
     Raises:
         ValueError: NaN or infinity, a value that must be positive and isn't, or bounds reversed.
     """
+    positive = instance.positive_places()
     for role, pairs in instance.slots.items():
         for name, index in pairs:
             full = f"{role}.{name}" if role else name
             value = instance.values[index]
             if role and not torch.isfinite(value).all():
                 raise ValueError(f"{full}: expected finite numbers, got {_first(value, ~torch.isfinite(value))}.")
-            if index in instance.positive_places() and role and not (value > 0).all():
+            if index in positive and role and not (value > 0).all():
                 raise ValueError(
                     f"{full}: expected a number above 0, got {_first(value, ~(value > 0))}. To learn it, keep it positive: "
                     "learn its logarithm and pass the exponential through params, or use torch.nn.utils.parametrize."

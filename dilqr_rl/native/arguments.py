@@ -75,7 +75,7 @@ def arrange(instance: Instance, closures: Sequence[Tensor]) -> Arguments:
 def _flat(value: Tensor) -> Floats:
     if not value.is_floating_point():
         return np.empty(0)
-    flat: Floats = value.detach().numpy().astype(np.float64, copy=False).ravel()
+    flat: Floats = value.detach().to(torch.float64).numpy().ravel()
     return flat
 
 

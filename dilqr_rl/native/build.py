@@ -12,14 +12,18 @@ from dilqr_rl.native.kernel import kernel_source, step_source
 from dilqr_rl.native.model import SIGNATURES, Model
 from dilqr_rl.native.tracing import UntraceableError
 
+_LARGEST = 64  # of n + m: a sweep keeps some matrices of this size on a thread's stack
+
 
 @cache
 def solver(n: int, m: int) -> ModuleType:
     """The module with `solve` and `adjoint` for states (n,) and controls (m,).
 
     Raises:
-        UntraceableError: it can't be compiled here.
+        UntraceableError: it can't be compiled here, or for these sizes.
     """
+    if n + m > _LARGEST:
+        raise UntraceableError(f"native code is for n + m up to {_LARGEST}, got {n + m}")
     return _load(f"kernel_{n}_{m}", kernel_source(n, m), f"the solver for {n} states and {m} controls")
 
 

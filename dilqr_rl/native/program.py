@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from types import ModuleType
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.instance import SHARED, Instance, check_values, own_tensors
 from dilqr_rl.native import build
 from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
-from dilqr_rl.native.model import AGREEMENT, Functions, Model, write_model
+from dilqr_rl.native.comparison import compare
+from dilqr_rl.native.model import Functions, Model, write_model
 from dilqr_rl.native.threads import GROUP, in_groups
 from dilqr_rl.native.tracing import UntraceableError, fingerprint
 from dilqr_rl.options import ILQROptions
@@ -29,8 +30,17 @@ _MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
 
 
 _log = logging.getLogger("dilqr_rl")
-_programs: WeakKeyDictionary[ControlProblem, dict[Hashable, Program | str]] = WeakKeyDictionary()
 _reported: set[tuple[str, str]] = set()
+
+
+class _Programs(dict[Hashable, "Program | str"]):
+    """The programs of one problem, by fingerprint; they are not copied or pickled with it."""
+
+    def __deepcopy__(self, memo: Any) -> _Programs:
+        return _Programs()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Programs, ()
 
 
 def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool) -> Program | None:
@@ -46,7 +56,7 @@ def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool)
         ValueError: there is none, and it is required; the message says why.
     """
     if x0.device.type == "cpu":
-        known = _programs.setdefault(instance.problem, {})
+        known: _Programs = vars(instance.problem).setdefault("_native_programs", _Programs())
         key = (fingerprint(instance.problem), tuple(instance.slots.items()))
         if key not in known:
             while len(known) >= _MOST_PER_PROBLEM:
@@ -79,6 +89,8 @@ def _make_program(instance: Instance, x0: Tensor, u_init: Tensor) -> Program | s
         return Program(model, build.functions(model, _label(problem)), solver, len(instance.values), instance.positive_places())
     except UntraceableError as error:
         return str(error)
+    except Exception as error:  # "auto" must not fail where the PyTorch path would do
+        return f"the native path failed ({type(error).__name__}: {error})"
 
 
 def _call_once(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
@@ -89,20 +101,15 @@ def _call_once(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
 
 
 def _compare(model: Model, instance: Instance, x0: Tensor, u_init: Tensor) -> None:
-    """Compare what was traced with the functions, called for a batch.
-
-    Raises:
-        UntraceableError: they differ. A function then depends on what a trace doesn't show.
-    """
-    x, u = _near(x0, seed=0), _near(u_init[:, 0], seed=1)
+    """Compare what was traced with the functions, called for a batch of points near the start."""
     values = tuple(t.detach().to(torch.float64) if t.is_floating_point() else t for t in own_tensors(instance.problem))
     plain = replace(instance, values=values, leads=(SHARED,) * len(values))
-    with torch.no_grad():
+
+    def outputs(x: Tensor, u: Tensor) -> Tensor:
         stage = plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1))
-        expected = torch.cat((plain.step(x, u, 0), stage, plain.terminal_cost(x).unsqueeze(-1)), dim=-1)
-    traced = [model.evaluate(*point) for point in zip(x.tolist(), u.tolist(), strict=True)]
-    if not np.allclose(traced, expected.numpy(), rtol=AGREEMENT, atol=AGREEMENT, equal_nan=True):
-        raise UntraceableError("its functions give other results when they are called again, or with another batch")
+        return torch.cat((plain.step(x, u, 0), stage, plain.terminal_cost(x).unsqueeze(-1)), dim=-1)
+
+    compare(model, outputs, _near(x0, seed=0), _near(u_init[:, 0], seed=1))
 
 
 def _near(given: Tensor, seed: int) -> Tensor:

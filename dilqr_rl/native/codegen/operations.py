@@ -74,6 +74,11 @@ def _half_where_equal(first: Any, second: Any, op: str) -> Any:
     return graph.select(_fn(op, first, second), 1.0, graph.select(_fn("eq", first, second), 0.5, graph.const(0.0)))
 
 
+def _share(condition: Any) -> Any:
+    """1 where the condition holds, else 0."""
+    return condition.graph.select(condition, 1.0, 0.0)
+
+
 def _nothing(*arguments: Any) -> Partials:
     return (None,) * (len(arguments) - 1)
 
@@ -129,6 +134,15 @@ OPERATIONS: dict[str, Operation] = {
     "max": Operation(
         "select(({1} < {0}) | ({0} != {0}), {0}, {1})",
         lambda y, a, b: (_half_where_equal(b, a, "lt"), _half_where_equal(a, b, "lt")),
+    ),
+    # Over a dimension: the first of equal ones has the derivative.
+    "first min": Operation(
+        "select(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+        lambda y, a, b: (_share(_fn("le", a, b)), _share(_fn("lt", b, a))),
+    ),
+    "first max": Operation(
+        "select(({1} <= {0}) | ({0} != {0}), {0}, {1})",
+        lambda y, a, b: (_share(_fn("le", b, a)), _share(_fn("lt", a, b))),
     ),
     "lt": Operation("({0} < {1})", _nothing),
     "le": Operation("({0} <= {1})", _nothing),

@@ -33,6 +33,8 @@ def kernel_source(n: int, m: int) -> str:
         raise ValueError(f"n, m: expected n >= 1 and 1 <= m <= {_LARGEST_CONTROL}, got n = {n}, m = {m}.")
     source = _joined("memory", "box_one" if m == 1 else "box_many", "instance", "sweep", "solve", "adjoint")
     sweep = "sweep_loop = cfunc(SWEEP_LOOP, error_model='numpy', fastmath=FASTMATH, no_rewrites=True, cache=True)(sweep_loop)\n"
+    if source.count(_SIZES) != 1:
+        raise ValueError("memory.py: expected one line that sets N and M.")
     return source.replace(_SIZES, f"N, M = {n}, {m}  #") + sweep + _compiled("solve_range") + _compiled("adjoint_range")
 
 

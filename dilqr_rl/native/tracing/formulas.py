@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 def _elu(a: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
-    return torch.where(a > 0.0, a * scale, torch.expm1(a * input_scale) * (alpha * scale))
+    below = torch.where(a > 0.0, 0.0, a)  # where the other branch holds, this one must not overflow: 0 times infinity is NaN
+    return torch.where(a > 0.0, a * scale, torch.expm1(below * input_scale) * (alpha * scale))
 
 
 def _gelu(a: Tensor, approximate: str = "none") -> Tensor:
@@ -24,7 +25,8 @@ def _gelu(a: Tensor, approximate: str = "none") -> Tensor:
 
 
 def _softplus(a: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    return torch.where(a * beta > threshold, a, torch.log1p(torch.exp(a * beta)) / beta)
+    large = a * beta > threshold
+    return torch.where(large, a, torch.log1p(torch.exp(torch.where(large, 0.0, a * beta))) / beta)
 
 
 def _hardtanh(a: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:

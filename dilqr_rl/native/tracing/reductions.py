@@ -59,9 +59,9 @@ def _extreme(op: str) -> Rule:
         """torch.max and torch.min: of everything, of two tensors, or over a dimension, with indices that nothing may use."""
         if isinstance(dim, Tensor):
             return elementwise(trace, op, a, dim)
-        values = reduced(trace, op, a, dim, keepdim)
         if dim is None:
-            return values
+            return reduced(trace, op, a, dim, keepdim)
+        values = reduced(trace, f"first {op}", a, dim, keepdim)
         unknown = np.full(values.shape, trace.graph.leaf(UNKNOWN))
         return values, Symbol(unknown, torch.int64)
 
@@ -89,7 +89,8 @@ def _norm(trace: Trace, a: Any, ord: float = 2, dim: Any = None, keepdim: bool =
         raise trace.refusal(f"a norm of order {ord}", "has no native form")
     squares = _sum(trace, elementwise(trace, "mul", a, a), dim, keepdim)
     zero = elementwise(trace, "eq", squares, 0.0, dtype=torch.bool)
-    return where(trace, zero, 0.0, elementwise(trace, "sqrt", squares))  # its derivative at zero is zero
+    root = elementwise(trace, "sqrt", where(trace, zero, 1.0, squares))  # its derivative at zero is zero, not infinite
+    return where(trace, zero, 0.0, root)
 
 
 @rule("mm", "mv", "bmm", "dot", "matmul")

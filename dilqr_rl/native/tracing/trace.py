@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dilqr_rl.native.codegen.graph import Graph, Matrix
 from dilqr_rl.native.tracing.formulas import FORMULAS
-from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array
+from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array, with_symbols
 
 _NUMBERS = 64  # a tensor of parameters up to this size becomes numbers; a larger vector stays an array,
 _SMALL_MATRIX = 32  # and so does a matrix larger than this
@@ -73,7 +73,9 @@ class Trace(TorchDispatchMode):
             UntraceableError: it does what generated code can't.
         """
         try:
-            with torch.no_grad(), self:
+            if isinstance(function, nn.Module):
+                function = with_symbols(function, self.symbol)
+            with torch.enable_grad(), self:
                 return function(*arguments)
         except UntraceableError:
             raise
@@ -87,18 +89,33 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply the rule of an operation; where there is none, break the operation down further."""
-        from dilqr_rl.native.tracing.rules import find_rule
-
         name = func._schema.name.removeprefix("aten::")
         if any(part in name for part in _RANDOM):
             raise self.refusal(name, "draws random numbers")
         tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
         if not any(isinstance(t, Symbol) or (t.is_floating_point() and name not in _CONVERSIONS) for t in tensors):
             return self._made_plain(func(*args, **(kwargs or {})), keep=not tensors or name in _CONVERSIONS)
+        if not torch.is_grad_enabled():
+            return self._without_gradient(func, name, args, kwargs or {})
+        return self._apply(func, name, args, kwargs or {})
+
+    def _apply(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        from dilqr_rl.native.tracing.rules import find_rule
+
         rule = find_rule(name)
         if rule is None:
-            return self._break_down(func, name, args, kwargs or {})
-        return rule(self, *tree_map(self._lift, args), **tree_map(self._lift, kwargs or {}))
+            return self._break_down(func, name, args, kwargs)
+        return rule(self, *tree_map(self._lift, args), **tree_map(self._lift, kwargs))
+
+    def _without_gradient(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """In the function's own `torch.no_grad()`: what comes of it is constant for derivatives."""
+        if name.endswith("_"):
+            raise self.refusal(name, "in torch.no_grad() has no native form")
+        with torch.enable_grad():
+            result = self._apply(func, name, args, kwargs)
+            symbols = [part for part in tree_flatten(result)[0] if isinstance(part, Symbol)]
+            stopped = {id(symbol): self._apply(None, "detach", (symbol,), {}) for symbol in symbols}
+        return tree_map(lambda part: stopped.get(id(part), part), result)
 
     def refusal(self, name: str, reason: str) -> UntraceableError:
         """The error for an operation, with the place in the function that is being traced."""
