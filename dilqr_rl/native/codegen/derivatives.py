@@ -106,54 +106,76 @@ def cotangents(graph: Graph, results: Sequence[tuple[Node, Node]], stop_at_stati
         results: (result, weight) pairs.
         stop_at_static: take static numbers for inputs.
     """
-    found = Cotangents()
-    collected: dict[Node, Node] = {}
-    elements: dict[Node, dict[int, Node]] = {}
+    backward = _Backward(graph, stop_at_static)
+    for result, weight in results:
+        backward.add(result, weight)
+    for node in reversed(ordered([result for result, _ in results], stop_at_static)):
+        cotangent = backward.take(node)
+        if cotangent is not None and not backward.keep(node, cotangent):
+            backward.pass_on(node, cotangent)
+    return backward.found
 
-    def add(node: Node, cotangent: Node) -> None:
+
+class _Backward:
+    """One backward pass: what has come to each node so far."""
+
+    def __init__(self, graph: Graph, stop_at_static: bool) -> None:
+        self.found = Cotangents()
+        self._graph, self._stop = graph, stop_at_static
+        self._collected: dict[Node, Node] = {}
+        self._elements: dict[Node, dict[int, Node]] = {}  # of arrays, by row
+
+    def add(self, node: Node, cotangent: Node) -> None:
+        """Something more for a node; for a number, or a single one in an array, all rows are summed up."""
         if node.op == "const" or cotangent.constant == 0.0:
             return
         if cotangent.shape and not node.shape:
-            cotangent = graph.elem(graph.total(cotangent), 0)
+            cotangent = self._graph.elem(self._graph.total(cotangent), 0)
         elif cotangent.shape and node.shape == (1, 1) and cotangent.shape != (1, 1):
-            cotangent = graph.total(cotangent)
-        collected[node] = collected[node] + cotangent if node in collected else cotangent
+            cotangent = self._graph.total(cotangent)
+        self._collected[node] = self._collected[node] + cotangent if node in self._collected else cotangent
 
-    for result, weight in results:
-        add(result, weight)
-    for node in reversed(ordered([result for result, _ in results], stop_at_static)):
-        if node in elements:
-            zero, places = graph.const(0.0), elements.pop(node)
-            add(node, graph.pack([places.get(row, zero) for row in range(node.shape[0])]))
-        cotangent = collected.pop(node, None)
-        if cotangent is None:
-            continue
-        if node.op == "leaf" or (stop_at_static and node.kept):
-            found.numbers[node] = cotangent
+    def take(self, node: Node) -> Node | None:
+        """All that has come to a node."""
+        if node in self._elements:
+            zero, rows = self._graph.const(0.0), self._elements.pop(node)
+            self.add(node, self._graph.pack([rows.get(row, zero) for row in range(node.shape[0])]))
+        return self._collected.pop(node, None)
+
+    def keep(self, node: Node, cotangent: Node) -> bool:
+        """Note the derivative where the pass ends."""
+        if node.op == "leaf" or (self._stop and node.kept):
+            self.found.numbers[node] = cotangent
         elif node.op == "param":
-            found.arrays.append((node.value, _whole(graph, cotangent, node)))
-        elif node.op == "elem":
+            self.found.arrays.append((node.value, _whole(self._graph, cotangent, node)))
+        else:
+            return False
+        return True
+
+    def pass_on(self, node: Node, cotangent: Node) -> None:
+        """To the arguments of a node."""
+        graph = self._graph
+        if node.op == "elem":
             row, _ = node.value
-            places = elements.setdefault(node.args[0], {})
-            places[row] = places[row] + cotangent if row in places else cotangent
+            rows = self._elements.setdefault(node.args[0], {})
+            rows[row] = rows[row] + cotangent if row in rows else cotangent
         elif node.op == "pack":
             for row, arg in enumerate(node.args):
-                add(arg, cotangent if not cotangent.shape else graph.elem(cotangent, row))
+                self.add(arg, cotangent if not cotangent.shape else graph.elem(cotangent, row))
         elif node.op == "matmul":
-            matrix, whole = node.value, _whole(graph, cotangent, node)
-            found.matrices.append((matrix, whole, node.args[0]))
-            add(node.args[0], graph.matmul(matrix.transposed, whole))
+            whole = _whole(graph, cotangent, node)
+            self.found.matrices.append((node.value, whole, node.args[0]))
+            self.add(node.args[0], graph.matmul(node.value.transposed, whole))
         elif node.op == "total":
-            add(node.args[0], _whole(graph, cotangent, node.args[0]))
+            self.add(node.args[0], _whole(graph, cotangent, node.args[0]))
         elif node.op == "select":
             condition, then, otherwise = node.args
-            add(then, _for(graph, then, node, graph.select(condition, cotangent, 0.0)))
-            add(otherwise, _for(graph, otherwise, node, graph.select(condition, 0.0, cotangent)))
+            self.add(then, _for(graph, then, node, graph.select(condition, cotangent, 0.0)))
+            self.add(otherwise, _for(graph, otherwise, node, graph.select(condition, 0.0, cotangent)))
         else:
             for arg, partial in zip(node.args, OPERATIONS[node.op].partials(node, *node.args), strict=True):
                 if partial is not None and arg.op != "const":
-                    add(arg, _for(graph, arg, node, graph.apply("mul", partial, cotangent)))
-    return found
+                    self.add(arg, _for(graph, arg, node, graph.apply("mul", partial, cotangent)))
 
 
 def _for(graph: Graph, arg: Node, node: Node, cotangent: Node) -> Node:
