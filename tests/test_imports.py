@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-CORE = {"dilqr_rl", "torch", "numpy", "numba", "llvmlite"}
+CORE = {"dilqr_rl", "dilqr_rl.native", "torch", "numpy"}
+NATIVE = CORE | {"numba", "llvmlite"}  # numba brings llvmlite
 ENVS = CORE | {"dilqr_rl.envs", "gymnasium", "pygame"}
 AGENTS = CORE | {"dilqr_rl.agents", "gymnasium", "safetensors", "stable_baselines3"}
 ALLOWED = {  # beside the standard library
     "dilqr_rl": CORE,
+    "dilqr_rl.native": NATIVE,
     "dilqr_rl.envs": ENVS,
     "dilqr_rl.agents": AGENTS,
     "dilqr_rl.cli": ENVS | AGENTS | {"dilqr_rl.cli", "matplotlib", "PIL", "rich", "tqdm", "tyro"},
@@ -104,4 +106,5 @@ def test_importing_the_core_loads_no_renderer_no_plots_and_no_learning_library(t
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = set(json.loads(run.stdout))
     assert "dilqr_rl.problem" in loaded
-    assert not loaded & {"pygame", "matplotlib", "stable_baselines3", "gymnasium", *(ALLOWED.keys() - {"dilqr_rl"})}
+    unwanted = {"pygame", "matplotlib", "stable_baselines3", "gymnasium", "numba", *ALLOWED} - {"dilqr_rl", "dilqr_rl.native"}
+    assert not loaded & unwanted

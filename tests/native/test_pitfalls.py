@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
@@ -188,3 +190,18 @@ def test_what_the_functions_do_not_read_changes_nothing(caplog: pytest.LogCaptur
         module.log.append(call)
         check(problem)
     assert len(vars(problem)["_native_programs"]) == programs
+
+
+def test_a_later_process_compiles_nothing(tmp_path: Path) -> None:
+    code = (
+        "import torch; from dilqr_rl import *; from dilqr_rl.envs import PendulumDynamics\n"
+        "cost = QuadraticCost([1.0, 1.0, 0.1, 0.001], [1.0, 0.0, 0.0, 0.0])\n"
+        "problem = ControlProblem(PendulumDynamics(), cost, horizon=5, state_size=3, control_size=1, u_min=-2.0, u_max=2.0)\n"
+        "ILQR(problem)(torch.tensor([[0.8, 0.6, 0.1]])).controls.sum().backward()\n"
+        "compile_dynamics(PendulumDynamics())\n"
+    )
+    lines = [
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+        for _ in range(2)
+    ]
+    assert "compiling" not in lines[1]
