@@ -24,7 +24,7 @@ help:  ## list the targets
 venv: $(INSTALLED)  ## make the virtual environment .venv with the pinned set (the others do it by themselves)
 	@echo "$(VENV) is ready"
 
-demo: $(INSTALLED)  ## behaviour cloning from start to end, in about two minutes (ARGS="..." goes to `dilqr demo`)
+demo: $(INSTALLED)  ## behaviour cloning from start to end, in half a minute (ARGS="..." goes to `dilqr demo`)
 	@$(VENV)/bin/dilqr demo $(ARGS)
 
 test: $(INSTALLED)  ## the whole test suite (ARGS="..." goes to pytest)

@@ -1,4 +1,4 @@
-"""`dilqr demo`: the whole story in two minutes."""
+"""`dilqr demo`: the whole story in half a minute."""
 
 from __future__ import annotations
 
