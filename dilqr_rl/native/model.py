@@ -137,6 +137,7 @@ def write_model(functions: Functions, values: Sequence[Tensor], only: Sequence[s
     f = call(functions.dynamics, (x, u), (1, n))
     (cost,) = call(functions.stage_cost, (x, u), (1,))
     (final_cost,) = call(functions.terminal_cost, (x,), (1,))
+    graph.differentiating = True
     return _Builder(graph, trace, n, m).build(f, cost, final_cost, only)
 
 

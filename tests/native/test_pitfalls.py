@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from problems import FLOAT
 from torch import Tensor, nn
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, Status
 
 X0 = torch.tensor([[0.0, 0.0], [0.6, -0.4]], dtype=FLOAT)
 
@@ -205,3 +207,41 @@ def test_a_later_process_compiles_nothing(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     assert "compiling" not in lines[1]
+
+
+class Scattered(nn.Module):
+    """Reads its settings in every way but by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coef0, self.coef1, self.late = 0.9, 0.1, 1.0
+        self.functions = [lambda x: self.late * x]
+        self.recent = deque([0.01])
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        first, second = (getattr(self, f"coef{i}") for i in range(2))
+        return first * self.functions[0](x) + second * u - self.recent[0] * x
+
+
+def test_settings_read_without_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Scattered()
+    problem = problem_of(module)
+    follow(problem, lambda: setattr(module, "coef0", 0.7))
+    follow(problem, lambda: setattr(module, "coef1", 0.3))
+    follow(problem, lambda: setattr(module, "late", 0.8))
+    follow(problem, lambda: module.recent.appendleft(0.2))
+    monkeypatch.setenv("SHARE_OF_A_USER", "0.9")
+    problem = problem_of(lambda x, u: float(os.environ["SHARE_OF_A_USER"]) * x + u)
+    follow(problem, lambda: monkeypatch.setenv("SHARE_OF_A_USER", "0.5"))
+
+
+def test_nothing_times_nan_is_nan() -> None:
+    problem = problem_of(lambda x, u: 0.9 * x + u + 0.0 * torch.log(x + 0.5))
+    x0 = torch.tensor([[0.1, 0.2], [-0.7, 0.0]], dtype=FLOAT)
+    for backend in ("native", "torch"):
+        assert ILQR(problem, ILQROptions(backend=backend))(x0).status.tolist() == [Status.CONVERGED, Status.NONFINITE]
+
+
+def test_a_standard_deviation_of_equal_numbers() -> None:
+    problem = problem_of(lambda x, u: 0.9 * x + u - 0.1 * x.std(-1, keepdim=True) * x)
+    assert ILQR(problem, ILQROptions(backend="native"))(torch.zeros(1, 2, dtype=FLOAT)).converged.all()

@@ -104,10 +104,16 @@ class Node:
 
 
 class Graph:
-    """Makes nodes, each expression once."""
+    """Makes nodes, each expression once.
+
+    Attributes:
+        differentiating: whether zero times anything is zero. In derivatives it is; while a function is traced, the other factor
+            might be NaN.
+    """
 
     def __init__(self) -> None:
         self.nodes: dict[tuple[object, ...], Node] = {}
+        self.differentiating = False
 
     def const(self, value: float | bool) -> Node:
         """A number."""
@@ -220,14 +226,14 @@ def _sub(graph: Graph, a: Node, b: Node) -> Node | None:
         return -b
     if b.op == "neg":
         return a + b.args[0]
-    if a is b:
+    if a is b and _finite(graph, a):
         return graph.const(0.0)
     return None
 
 
 def _mul(graph: Graph, a: Node, b: Node) -> Node | None:
     for one, other in ((a, b), (b, a)):
-        if one.constant == 0.0:
+        if one.constant == 0.0 and _finite(graph, other):
             return one if one.value == 0.0 and not other.shape else graph.const(0.0)
         if one.constant == 1.0:
             return other
@@ -252,7 +258,7 @@ def _mul(graph: Graph, a: Node, b: Node) -> Node | None:
 
 
 def _div(graph: Graph, a: Node, b: Node) -> Node | None:
-    if a.constant == 0.0 and b.constant != 0.0:
+    if a.constant == 0.0 and graph.differentiating:
         return graph.const(0.0)
     if b.constant == 1.0:
         return a
@@ -294,6 +300,11 @@ def _pow(graph: Graph, base: Node, exponent: Node) -> Node | None:
         count //= 2
         square = square * square if count else square
     return result if power >= 0 else 1.0 / result
+
+
+def _finite(graph: Graph, node: Node) -> bool:
+    """Whether zero times it is zero: inputs are finite, since the solver looks at them."""
+    return graph.differentiating or node.op in ("leaf", "const", "param")
 
 
 def _covers(node: Node, other: Node) -> bool:

@@ -1,19 +1,23 @@
 """What a problem's functions depend on besides tensors: settings, closures, global names, classes, submodules.
 
 Generated code has these built in. A planner compares the fingerprint at every call, so that `dynamics.time_step = 0.1`, or
-`eval()`, or another function behind a global name, leads to other code rather than to a stale result. Only what the functions'
-code names is looked at, so that a counter beside it changes nothing. Tensors are arguments of the generated code: of those a
-module owns only the shapes count, of others the identity, and of integer ones the version.
+`eval()`, or another function behind a global name, leads to other code rather than to a stale result. Only what has a name in
+the code that can be reached is looked at, so that a counter beside it changes nothing; where code finds attributes in other
+ways (`getattr`, `vars`), everything is. Tensors are arguments of the generated code: of those a module owns only the shapes
+count, of others the identity, and of integer ones the version.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,11 +28,14 @@ _INTERNAL = frozenset(vars(nn.Module()))  # attributes of every module
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OPAQUE = frozenset(("torch", "numpy", "builtins"))
 _LIBRARIES = _OPAQUE | sys.stdlib_module_names
+_START = frozenset(("forward", "__call__"))
+_DYNAMIC = frozenset(  # with these in its names, code may read what it doesn't name
+    ("getattr", "vars", "__dict__", "attrgetter", "astuple", "asdict", "fields", "locals", "globals", "eval", "exec")
+) | {"__getattr__", "__getattribute__"}
+_ENVIRONMENT = frozenset(("environ", "getenv"))
 _DEEPEST = 12
 _MOST_CLASSES = 1024  # whose walks are remembered
 _LARGEST_ARRAY = 10_000  # bytes; of a larger one only the identity counts
-
-Names = frozenset[str]
 
 
 class _Same:
@@ -46,28 +53,128 @@ class _Same:
         return id(self.value)
 
 
+Names = frozenset[str]
+_reached: WeakKeyDictionary[Any, Names] = WeakKeyDictionary()  # the names in the code of each function seen before
+
+
 def fingerprint(function: Any) -> Hashable:
     """Of a module or a function: equal for two moments if nothing that generated code has built in has changed."""
-    seen: set[int] = set()
-    return _module(function, seen, 0, True) if isinstance(function, nn.Module) else _freeze(function, frozenset(), seen, 0)
+    while True:
+        names = _reached.get(function, _START)
+        walk = _Walk(names)
+        if isinstance(function, nn.Module):
+            result = walk.module(function, 0, owned=True)
+        else:
+            result = walk.freeze(function, 0)
+        if walk.met <= names:
+            return (result, tuple(os.environ.items())) if names & _ENVIRONMENT else result
+        _reached[function] = names | walk.met
 
 
-def _module(module: nn.Module, seen: set[int], depth: int, owned: bool) -> Hashable:
-    """A module; the tensors of one that is owned are arguments under their names, those of others are known by identity."""
-    if id(module) in seen:
-        return _Same(module) if not owned else None
-    seen.add(id(module))
-    own, kind = vars(module), type(module)
-    parts: list[Hashable] = [_Same(kind), module.training]
-    parts += [tuple(map(_Same, own[name].values())) for name in _HOOKS if own[name]]
-    if "forward" in own or _is_library(kind):
-        parts += [(name, _freeze(value, frozenset(), seen, depth + 1)) for name, value in own.items() if name not in _INTERNAL]
-    else:
-        parts.append(_object_part(own, kind, frozenset(("forward", "__call__")), seen, depth))
-    for tensors in (own["_parameters"], own["_buffers"]):
-        parts += [(name, _tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
-    parts += [(name, child and _module(child, seen, depth, owned)) for name, child in own["_modules"].items()]
-    return tuple(parts)
+class _Walk:
+    """A walk through what code can reach by some names.
+
+    Args:
+        names: what to follow.
+
+    Attributes:
+        met: names in the code on the way that were not among them.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.met: set[str] = set()
+        self._names, self._everything, self._seen = names, bool(names & _DYNAMIC), set[int]()
+
+    def module(self, module: nn.Module, depth: int, owned: bool) -> Hashable:
+        """A module; the tensors of one that is owned are arguments under their names, others are known by identity."""
+        if id(module) in self._seen:
+            return None if owned else _Same(module)
+        self._seen.add(id(module))
+        own, kind = vars(module), type(module)
+        parts: list[Hashable] = [_Same(kind), module.training]
+        parts += [tuple(map(_Same, own[name].values())) for name in _HOOKS if own[name]]
+        parts.append(self._class(kind, depth))
+        whole = "forward" in own or _is_library(kind)
+        parts += [(n, self.freeze(v, depth + 1)) for n, v in own.items() if n not in _INTERNAL and (whole or self._follows(n))]
+        for tensors in (own["_parameters"], own["_buffers"]):
+            parts += [(name, _tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
+        parts += [(name, child and self.module(child, depth, owned)) for name, child in own["_modules"].items()]
+        return tuple(parts)
+
+    def freeze(self, value: Any, depth: int) -> Hashable:
+        """A value as something hashable."""
+        kind = type(value)
+        if kind is float:
+            return value if value == value else "nan"
+        if kind is bool or isinstance(value, np.generic):
+            return (kind, value.item() if kind is not bool else value)
+        if kind in _PLAIN:
+            return value
+        if isinstance(value, Tensor):
+            return _tensor(value, owned=False)
+        if depth > _DEEPEST or id(value) in self._seen:
+            return _Same(value)
+        if isinstance(value, tuple | list | deque):
+            return (kind, *(self.freeze(part, depth + 1) for part in value))
+        if isinstance(value, set | frozenset):
+            return frozenset(self.freeze(part, depth + 1) for part in value)
+        if isinstance(value, Mapping):
+            return tuple((self.freeze(k, depth + 1), self.freeze(v, depth + 1)) for k, v in value.items())
+        if isinstance(value, np.ndarray):
+            return (_Same(value), value.tobytes() if value.nbytes <= _LARGEST_ARRAY else None)
+        return self._freeze_code(value, depth + 1)
+
+    def _freeze_code(self, value: Any, depth: int) -> Hashable:
+        """Modules, functions, classes and objects."""
+        if isinstance(value, nn.Module):
+            return self.module(value, depth, owned=False)
+        if isinstance(value, FunctionType):
+            return self._function(value, depth)
+        if isinstance(value, MethodType):
+            return (self.freeze(value.__func__, depth), self.freeze(value.__self__, depth))
+        if isinstance(value, partial):
+            return tuple(self.freeze(part, depth) for part in (value.func, value.args, value.keywords))
+        if isinstance(value, ModuleType):
+            parts = {} if _root(value.__name__) in _LIBRARIES else vars(value)
+            return (_Same(value), tuple((n, self.freeze(parts[n], depth)) for n in sorted(self._names) if n in parts))
+        self._seen.add(id(value))
+        if isinstance(value, type):
+            return (_Same(value), self._class(value, depth))
+        kind = type(value)
+        slots = {} if _is_library(kind) else {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+        attributes = getattr(value, "__dict__", {}) if _root(kind.__module__) not in _OPAQUE else {}
+        own = {**slots, **attributes} if isinstance(attributes, dict) else slots
+        held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if self._follows(name))
+        return (_Same(value), self._class(kind, depth), held)
+
+    def _class(self, kind: type, depth: int) -> Hashable:
+        """The members of a class that the names lead to."""
+        part = _class_part(kind, self._names, self._everything)
+        if not part.functions and not part.values:
+            return None
+        functions = [self._function(function, depth + 1) for function in part.functions]
+        return (*functions, *((name, self.freeze(value, depth + 1)) for name, value in part.values))
+
+    def _function(self, function: FunctionType, depth: int) -> Hashable:
+        if _root(function.__module__) in _LIBRARIES or id(function) in self._seen:
+            return _Same(function)
+        self._seen.add(id(function))
+        code, known = function.__code__, function.__globals__
+        names = _names_in(code)
+        if not names <= self._names:
+            self.met |= names
+        parts: list[Hashable] = [_Same(code)]
+        for cell in function.__closure__ or ():
+            try:
+                parts.append(self.freeze(cell.cell_contents, depth))
+            except ValueError:  # not filled yet
+                parts.append(None)
+        parts += [self.freeze(extra, depth) for extra in (function.__defaults__, function.__kwdefaults__) if extra]
+        parts += [self.freeze(known[name], depth + 1) for name in names if name in known]
+        return tuple(parts)
+
+    def _follows(self, name: str) -> bool:
+        return self._everything or name in self._names
 
 
 def _tensor(tensor: Tensor, owned: bool) -> Hashable:
@@ -76,78 +183,19 @@ def _tensor(tensor: Tensor, owned: bool) -> Hashable:
     return tuple(tensor.shape) if owned else (_Same(tensor), tuple(tensor.shape))
 
 
-def _freeze(value: Any, names: Names, seen: set[int], depth: int) -> Hashable:
-    """A value as something hashable; `names` are those in the code that led to it."""
-    kind = type(value)
-    if kind is float:
-        return value if value == value else "nan"
-    if kind is bool or isinstance(value, np.generic):
-        return (kind, value.item() if kind is not bool else value)
-    if kind in _PLAIN:
-        return value
-    if isinstance(value, Tensor):
-        return _tensor(value, owned=False)
-    if depth > _DEEPEST or id(value) in seen:
-        return _Same(value)
-    if isinstance(value, tuple | list):
-        return (kind, *(_freeze(part, names, seen, depth + 1) for part in value))
-    if isinstance(value, set | frozenset):
-        return frozenset(_freeze(part, names, seen, depth + 1) for part in value)
-    if isinstance(value, Mapping):
-        return tuple((_freeze(k, names, seen, depth + 1), _freeze(v, names, seen, depth + 1)) for k, v in value.items())
-    if isinstance(value, np.ndarray):
-        return (_Same(value), value.tobytes() if value.nbytes <= _LARGEST_ARRAY else None)
-    return _freeze_code(value, names, seen, depth)
-
-
-def _freeze_code(value: Any, names: Names, seen: set[int], depth: int) -> Hashable:
-    """Modules, functions, classes and objects."""
-    if isinstance(value, nn.Module):
-        return _module(value, seen, depth + 1, owned=False)
-    if isinstance(value, FunctionType):
-        return _function(value, seen, depth + 1)
-    if isinstance(value, MethodType):
-        return (_freeze(value.__func__, names, seen, depth + 1), _freeze(value.__self__, names, seen, depth + 1))
-    if isinstance(value, partial):
-        return tuple(_freeze(part, names, seen, depth + 1) for part in (value.func, value.args, value.keywords))
-    if isinstance(value, ModuleType):
-        parts = {} if _root(value.__name__) in _LIBRARIES else vars(value)
-        return (_Same(value), tuple((n, _freeze(parts[n], names, seen, depth + 1)) for n in sorted(names) if n in parts))
-    kind = value if isinstance(value, type) else type(value)
-    if _is_library(kind):
-        own = {} if _root(kind.__module__) in _OPAQUE else getattr(value, "__dict__", {})
-        return (_Same(value), tuple((n, _freeze(v, names, seen, depth + 1)) for n, v in own.items() if n in names))
-    seen.add(id(value))
-    own = {} if value is kind else {n: getattr(value, n) for n in _slots(kind) if hasattr(value, n)}
-    own |= {} if value is kind else getattr(value, "__dict__", {})
-    return (_Same(value), _object_part(own, kind, names | {"__call__"}, seen, depth))
-
-
-def _object_part(own: Mapping[str, Any], kind: type, names: Names, seen: set[int], depth: int) -> Hashable:
-    """The attributes and methods of an object that the code reaches from some names on."""
-    part = _class_part(kind, names)
-    parts: list[Hashable] = [_function(function, seen, depth + 1) for function in part.functions]
-    parts += [(name, _freeze(value, names, seen, depth + 1)) for name, value in part.values]
-    reached = part.reached
-    parts += [(n, _freeze(v, reached, seen, depth + 1)) for n, v in own.items() if n in reached and n not in _INTERNAL]
-    return tuple(parts)
-
-
 @dataclass(frozen=True)
 class _ClassPart:
-    """What the code of a class reaches from some names on, and how to tell that the class is still the same.
+    """The members of a class that names lead to, and how to tell that the class is still the same.
 
     Attributes:
         functions: methods, and what is behind properties.
         values: other class attributes.
-        reached: all names.
         sizes: the classes it inherits from, with their numbers of members.
         members: (class, name, member) of those found.
     """
 
     functions: tuple[FunctionType, ...]
     values: tuple[tuple[str, Any], ...]
-    reached: Names
     sizes: tuple[tuple[type, int], ...]
     members: tuple[tuple[type, str, Any], ...]
 
@@ -162,51 +210,28 @@ class _ClassPart:
 _class_parts: dict[tuple[type, Names], _ClassPart] = {}
 
 
-def _class_part(kind: type, names: Names) -> _ClassPart:
+def _class_part(kind: type, names: Names, everything: bool) -> _ClassPart:
     part = _class_parts.get((kind, names))
     if part is None or not part.holds:
         if len(_class_parts) >= _MOST_CLASSES:
             _class_parts.clear()
-        part = _class_parts[kind, names] = _walk_class(kind, names)
+        part = _class_parts[kind, names] = _walk_class(kind, names, everything)
     return part
 
 
-def _walk_class(kind: type, names: Names) -> _ClassPart:
+def _walk_class(kind: type, names: Names, everything: bool) -> _ClassPart:
+    """Methods go by their names; with `everything`, the other members don't."""
     bases = [base for base in kind.__mro__ if not _is_library(base)]
-    known: set[str] = set()
-    waiting, functions, values, members = sorted(names), [], [], []
-    while waiting:
-        name = waiting.pop()
-        found = [] if name in known else [(base, vars(base)[name]) for base in bases if name in vars(base)]
-        known.add(name)
-        for base, member in found:
-            members.append((base, name, member))
-            function = _behind(member)
-            if isinstance(function, FunctionType):
-                waiting += _names_in(function.__code__)
-                functions.append(function)
-            else:
-                values.append((name, member))
-    sizes = tuple((base, len(vars(base))) for base in bases)
-    return _ClassPart(tuple(functions), tuple(values), frozenset(known), sizes, tuple(members))
-
-
-def _function(function: FunctionType, seen: set[int], depth: int) -> Hashable:
-    if _root(function.__module__) in _LIBRARIES or id(function) in seen:
-        return _Same(function)
-    seen.add(id(function))
-    code = function.__code__
-    names = _names_in(code)
-    parts: list[Hashable] = [_Same(code)]
-    for cell in function.__closure__ or ():
-        try:
-            parts.append(_freeze(cell.cell_contents, names, seen, depth))
-        except ValueError:  # not filled yet
-            parts.append(None)
-    parts += [_freeze(extra, names, seen, depth) for extra in (function.__defaults__, function.__kwdefaults__) if extra]
-    known = function.__globals__
-    parts += [_freeze(known[name], names, seen, depth + 1) for name in names if name in known]
-    return tuple(parts)
+    found = [(base, name, member, _behind(member)) for base in bases for name, member in vars(base).items()]
+    methods = [part for part in found if isinstance(part[3], FunctionType) and part[1] in names]
+    others = [part for part in found if not isinstance(part[3], FunctionType) and not _is_internal(part[1])]
+    others = [part for part in others if everything or part[1] in names]
+    return _ClassPart(
+        tuple(function for *_, function in methods),
+        tuple((name, value) for _, name, _, value in others),
+        tuple((base, len(vars(base))) for base in bases),
+        tuple((base, name, member) for base, name, member, _ in (*methods, *others)),
+    )
 
 
 _names: dict[int, tuple[CodeType, Names]] = {}
@@ -226,7 +251,13 @@ def _behind(member: Any) -> Any:
     """The function of a method, a property, a class method or a static method."""
     if isinstance(member, property):
         return member.fget
+    if isinstance(member, cached_property):
+        return member.func
     return member.__func__ if isinstance(member, classmethod | staticmethod) else member
+
+
+def _is_internal(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def _slots(kind: type) -> Iterable[str]:

@@ -46,6 +46,12 @@ def _var(a: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = Fals
     return squares.sum(dim, keepdim=keepdim) / (count - (correction if unbiased else 0))
 
 
+def _std(*args: Any, **kwargs: Any) -> Tensor:
+    variance = _var(*args, **kwargs)
+    zero = variance == 0.0  # where its derivative is zero, not infinite
+    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, variance)))
+
+
 def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     dims = list(range(-len(shape), 0))
     mean, spread = a.mean(dims, keepdim=True), torch.sqrt(a.var(dims, unbiased=False, keepdim=True) + eps)
@@ -78,6 +84,6 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "silu": lambda a: a * torch.sigmoid(a),
     "softplus": _softplus,
     "square": lambda a: a * a,
-    "std": lambda *args, **kwargs: torch.sqrt(_var(*args, **kwargs)),
+    "std": _std,
     "var": _var,
 }
