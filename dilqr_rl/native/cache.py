@@ -116,9 +116,9 @@ def _load(name: str, source: str, label: str, key: str) -> ModuleType:
 
 def _compile_and_keep(name: str, source: str, label: str, key: str, root: Path) -> ModuleType:
     """Import the module afresh and make an entry of it; raises an OSError where that isn't possible."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
     unfinished = _hidden(root)
-    unfinished.mkdir()
+    unfinished.mkdir(mode=0o700)
     try:
         _log.warning("compiling %s to native code, some seconds, once; kept in %s", label, root)
         module = _import_from(unfinished, name, key, {f"{name}.py": source.encode()})
@@ -187,14 +187,25 @@ def _numba_cache_beside_the_source() -> Iterator[None]:
             setattr(numba.config, name, value)
 
 
+def _is_ours(entry: Path) -> bool:
+    """Whether nobody else can have written the entry: what is in it will be executed."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        state = entry.stat()
+    except OSError:
+        return False
+    return state.st_uid in (os.getuid(), 0) and not state.st_mode & 0o022
+
+
 def _read_entry(entry: Path) -> Files:
     """The files of an entry; none where there is no entry, or a damaged one."""
-    files = _sound_files(entry)
+    files = _sound_files(entry) if _is_ours(entry) else {}
     if files:
         with suppress(OSError):
             os.utime(entry / _MANIFEST)  # in use
     elif os.path.lexists(entry):
-        _log.warning("the cache entry %s is damaged and is made anew", entry)
+        _log.warning("the cache entry %s is damaged, or others may write to it, and is made anew", entry)
     return files
 
 

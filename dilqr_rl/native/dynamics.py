@@ -157,6 +157,7 @@ def _compile(dynamics: Callable[..., Tensor], tensors: list[Tensor], n: int, m: 
         addresses = build.functions(model, f"{_name(dynamics)} for stepping")
         sizes = np.array([model.constants_size, model.work_size], np.int64)
         return _Code(partial(build.stepper().step, addresses, sizes), model.values[len(tensors) :], dynamics)
-    except UntraceableError as error:
-        _log.warning("stepping %s with PyTorch, which is slower than native code: %s", _name(dynamics), error)
+    except Exception as error:  # whatever it is: PyTorch will do, or tell better
+        reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
+        _log.warning("stepping %s with PyTorch, which is slower than native code: %s", _name(dynamics), reason)
         return None

@@ -16,6 +16,7 @@ from dilqr_rl.native.codegen.graph import Matrix, Node
 from dilqr_rl.native.codegen.operations import OPERATIONS
 
 _LONGEST = 100  # characters of an expression that is written in place
+_LONGEST_ELEMENT = 300  # the same of an array's elements
 _LOOP = 4  # zeros or copies that are written as a loop
 _ELEMENT = re.compile(r"(\w+)\[(\d+)\]")
 
@@ -148,7 +149,8 @@ class _Function:
         self._lines.append(f"    v{node.index} = {_bare(code)}")
 
     def _define_array(self, node: Node) -> None:
-        if node.op == "param" or (node.op in OPERATIONS and self._uses[node] == 1):
+        once = node.op in OPERATIONS and self._uses[node] == 1
+        if node.op == "param" or (once and len(self._element(node, "i", "j")) <= _LONGEST_ELEMENT):
             return  # read, or computed, where it is used
         rows, columns = node.shape
         self._offsets[node] = self._work
