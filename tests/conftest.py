@@ -14,6 +14,11 @@ hypothesis.settings.register_profile("dilqr_rl", deadline=None, derandomize=bool
 hypothesis.settings.load_profile("dilqr_rl")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Machine code goes beside pytest's own cache, not into the user's; processes that a test starts inherit it."""
+    os.environ.setdefault("DILQR_CACHE_DIR", str(config.cache.mkdir("native_code")))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Matrices this small win nothing from a second thread, and wait milliseconds for it where the cores are shared."""

@@ -329,7 +329,7 @@ class FullDynamics(nn.Module):
         return x @ self.A.mT + F.linear(u, self.B, bias=self.c)
 
 
-def full_quadratic(horizon: int = 10, n: int = 20, m: int = 8) -> ControlProblem:
+def full_quadratic(horizon: int = 10, n: int = 13, m: int = 4) -> ControlProblem:
     parts = FullDynamics(n, m, 400), FullCost(n + m, 410), FullTerminalCost(n, 420)
     return ControlProblem(*parts, horizon=horizon, state_size=n, control_size=m, u_min=-0.5, u_max=0.7)
 
@@ -389,7 +389,7 @@ CORRECTED_TANH, CORRECTED_SMOOTH, CORRECTED_KINKED = (
     )
 )
 FULL_QUADRATIC = case(
-    "full_quadratic", full_quadratic, lambda count, seed: normal(count, 20, seed=seed), dynamics="c", stage_cost="q"
+    "full_quadratic", full_quadratic, lambda count, seed: normal(count, 13, seed=seed), dynamics="c", stage_cost="q"
 )
 OBSTACLES = case("obstacles", obstacles, lambda count, seed: uniform(count, seed, *[(-0.5, 0.5)] * 4))
 CORRECTED = (CORRECTED_TANH, CORRECTED_SMOOTH, CORRECTED_KINKED)

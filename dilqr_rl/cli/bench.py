@@ -32,7 +32,7 @@ class Bench:
     batches: tuple[int, ...] = ()
     """Problems at once; 1, 20, 128 and 1024 unless given."""
     quick: bool = False
-    """A few seconds: our own backends, T = 10, B = 1 and 4, into build/bench."""
+    """Half a minute: our own backends, T = 10, B = 1 and 4, into build/bench."""
     install: bool = False
     """Make the peers' environments first (some 4 GB)."""
     e2: bool = False

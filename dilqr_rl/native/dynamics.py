@@ -95,6 +95,9 @@ class CompiledDynamics:
         self._code.step(*self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n))
         return following
 
+    def __repr__(self) -> str:
+        return f"CompiledDynamics({_name(self._dynamics)}, native={self.native})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles take the dynamics and compile them, which is in the cache."""
         return _compiled_again, (self._dynamics, self._n, self._m)

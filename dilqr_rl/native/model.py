@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dilqr_rl.native.codegen.derivatives import cotangents, tangents
+from dilqr_rl.native.codegen.derivatives import cotangents, ordered, tangents
 from dilqr_rl.native.codegen.evaluate import evaluate
 from dilqr_rl.native.codegen.graph import Graph, Node
 from dilqr_rl.native.codegen.writer import Body, Signature, Writer
@@ -188,7 +188,7 @@ class _Builder:
             max(1, len(constants)),
             self.writer.work_size,
             outputs,
-            tuple(number for row in tangents(self.graph, outputs, self._unit_seeds(self.z), len(self.z)) for number in row),
+            tuple(number for row in self._jacobian(outputs) for number in row),
         )
 
     def _dot(self, a: Sequence[Node], b: Sequence[Node]) -> Node:
@@ -202,6 +202,15 @@ class _Builder:
         found = cotangents(self.graph, [(function, self.graph.const(1.0))]).numbers
         return [found.get(v, self.graph.const(0.0)) for v in variables]
 
+    def _jacobian(self, outputs: Sequence[Node]) -> list[list[Node]]:
+        """Row by row. Backward, masks come last, as in torch: sqrt(relu(x)) has a derivative of 0 below 0, not 0 * infinity.
+
+        Where there are arrays, forward is one loop for all columns.
+        """
+        if any(node.shape for node in ordered(outputs)):
+            return tangents(self.graph, outputs, self._unit_seeds(self.z), len(self.z))
+        return [self._gradient(output, self.z) for output in outputs]
+
     def _hessian(self, gradient: list[Node], variables: Sequence[Node]) -> list[Node]:
         """Row by row, both halves from the upper one."""
         rows = tangents(self.graph, gradient, self._unit_seeds(variables), len(variables))
@@ -212,7 +221,7 @@ class _Builder:
         return {"g": gradient, "H": self._hessian(gradient, variables)}
 
     def _expand(self, f: list[Node], cost: Node, weighted: Node) -> Body:
-        jacobian = tangents(self.graph, f, self._unit_seeds(self.z), len(self.z))
+        jacobian = self._jacobian(f)
         curvature = self._hessian(self._gradient(weighted, self.z), self.z)
         return Body(arrays={"F": [entry for row in jacobian for entry in row], **self._quadratic(cost, self.z), "C": curvature})
 

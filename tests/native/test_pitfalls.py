@@ -245,3 +245,7 @@ def test_nothing_times_nan_is_nan() -> None:
 def test_a_standard_deviation_of_equal_numbers() -> None:
     problem = problem_of(lambda x, u: 0.9 * x + u - 0.1 * x.std(-1, keepdim=True) * x)
     assert ILQR(problem, ILQROptions(backend="native"))(torch.zeros(1, 2, dtype=FLOAT)).converged.all()
+
+
+def test_masks_keep_infinite_slopes_out() -> None:
+    check(problem_of(lambda x, u: 0.9 * x + 0.1 * u + 0.1 * (x - 0.3).relu().sqrt()))
