@@ -17,8 +17,8 @@ class ILQROptions:
         tolerance: a problem has converged when its residual (see `Solution`) is below this. It is absolute, in units of cost
             per unit of control: scale it with the cost if the cost is tiny or huge.
         backend: "native" solves with machine code that is generated from the problem's functions: float64 on the CPU, 50 to
-            1000 times faster for physics; what can't be turned into it raises a ValueError. "torch" is the readable reference and
-            runs on any device. "auto" takes native code where it can, and else PyTorch, with one line in the log that says why.
+            1000 times faster for physics; what can't be turned into it raises a ValueError. "torch" is the readable reference
+            and runs on any device. "auto" takes native code where it can, else PyTorch, with a line in the log that says why.
         sufficient_decrease: a step must bring at least this share of the decrease that the quadratic model expects (Armijo).
         line_search_steps: how often a step is halved before it is given up.
         regularisation_min: the first nonzero value added to the diagonal of Q_uu.
