@@ -249,3 +249,9 @@ def test_a_standard_deviation_of_equal_numbers() -> None:
 
 def test_masks_keep_infinite_slopes_out() -> None:
     check(problem_of(lambda x, u: 0.9 * x + 0.1 * u + 0.1 * (x - 0.3).relu().sqrt()))
+
+
+def test_numbers_taken_out_of_a_tensor() -> None:
+    share = torch.tensor([0.9, 0.1], dtype=FLOAT)
+    problem = problem_of(lambda x, u: share.tolist()[0] * x + u)
+    follow(problem, lambda: share.mul_(0.5))

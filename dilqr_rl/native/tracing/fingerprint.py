@@ -33,6 +33,7 @@ _DYNAMIC = frozenset(  # with these in its names, code may read what it doesn't 
     ("getattr", "vars", "__dict__", "attrgetter", "astuple", "asdict", "fields", "locals", "globals", "eval", "exec")
 ) | {"__getattr__", "__getattribute__"}
 _ENVIRONMENT = frozenset(("environ", "getenv"))
+_TAKES_NUMBERS = frozenset(("tolist", "numpy", "array", "asarray"))  # with these, code may build in a tensor's numbers
 _DEEPEST = 12
 _MOST_CLASSES = 1024  # whose walks are remembered
 _LARGEST_ARRAY = 10_000  # bytes; of a larger one only the identity counts
@@ -111,7 +112,7 @@ class _Walk:
         if kind in _PLAIN:
             return value
         if isinstance(value, Tensor):
-            return _tensor(value, owned=False)
+            return (_tensor(value, owned=False), value._version if self._names & _TAKES_NUMBERS else None)
         if depth > _DEEPEST or id(value) in self._seen:
             return _Same(value)
         if isinstance(value, tuple | list | deque):
