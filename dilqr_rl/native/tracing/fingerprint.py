@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from functools import cached_property, lru_cache, partial
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,14 +27,15 @@ from torch import Tensor, nn
 _PLAIN = (int, str, bytes, complex, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(vars(nn.Module()))  # attributes of every module
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_OPAQUE = frozenset(("torch", "numpy", "builtins"))
-_LIBRARIES = _OPAQUE | sys.stdlib_module_names
+_LIBRARIES = frozenset(("torch", "numpy", "builtins")) | sys.stdlib_module_names
 _START = frozenset(("forward", "__call__"))
 _DYNAMIC = frozenset(  # with these in its names, code may read what it doesn't name
     ("getattr", "vars", "__dict__", "attrgetter", "astuple", "asdict", "fields", "locals", "globals", "eval", "exec")
 ) | {"__getattr__", "__getattribute__"}
 _ENVIRONMENT = frozenset(("environ", "getenv"))
 _TAKES_NUMBERS = frozenset(("tolist", "numpy", "array", "asarray"))  # with these, code may build in a tensor's numbers
+_BASES = ("torch.nn.modules.module", "builtins", "abc", "typing")
+_NAMESPACES = (SimpleNamespace, Namespace)
 _DEEPEST = 12
 _MOST_CLASSES = 1024  # whose walks are remembered
 _LARGEST_ARRAY = 10_000  # bytes; of a larger one only the identity counts
@@ -95,7 +97,7 @@ class _Walk:
         parts: list[Hashable] = [_Same(kind), module.training]
         parts += [tuple(map(_Same, own[name].values())) for name in _HOOKS if own[name]]
         parts.append(self._class(kind, depth))
-        whole = "forward" in own or _is_library(kind)
+        whole = "forward" in own or any(_is_library(base) and base.__module__ not in _BASES for base in kind.__mro__)
         parts += [(n, self.freeze(v, depth + 1)) for n, v in own.items() if n not in _INTERNAL and (whole or self._follows(n))]
         for tensors in (own["_parameters"], own["_buffers"]):
             parts += [(name, _tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
@@ -115,6 +117,8 @@ class _Walk:
             return (_tensor(value, owned=False), value._version if self._names & _TAKES_NUMBERS else None)
         if depth > _DEEPEST or id(value) in self._seen:
             return _Same(value)
+        if isinstance(value, tuple | list | deque | set | frozenset | Mapping | ModuleType):
+            self._seen.add(id(value))
         if isinstance(value, tuple | list | deque):
             return (kind, *(self.freeze(part, depth + 1) for part in value))
         if isinstance(value, set | frozenset):
@@ -136,14 +140,14 @@ class _Walk:
         if isinstance(value, partial):
             return tuple(self.freeze(part, depth) for part in (value.func, value.args, value.keywords))
         if isinstance(value, ModuleType):
-            parts = {} if _root(value.__name__) in _LIBRARIES else vars(value)
+            parts = {} if _is_foreign(_root(value.__name__)) else vars(value)
             return (_Same(value), tuple((n, self.freeze(parts[n], depth)) for n in sorted(self._names) if n in parts))
         self._seen.add(id(value))
         if isinstance(value, type):
             return (_Same(value), self._class(value, depth))
         kind = type(value)
         slots = {} if _is_library(kind) else {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
-        attributes = getattr(value, "__dict__", {}) if _root(kind.__module__) not in _OPAQUE else {}
+        attributes = getattr(value, "__dict__", {}) if not _is_library(kind) or kind in _NAMESPACES else {}
         own = {**slots, **attributes} if isinstance(attributes, dict) else slots
         held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if self._follows(name))
         return (_Same(value), self._class(kind, depth), held)
@@ -157,7 +161,7 @@ class _Walk:
         return (*functions, *((name, self.freeze(value, depth + 1)) for name, value in part.values))
 
     def _function(self, function: FunctionType, depth: int) -> Hashable:
-        if _root(function.__module__) in _LIBRARIES or id(function) in self._seen:
+        if _is_foreign(_root(function.__module__)) or id(function) in self._seen:
             return _Same(function)
         self._seen.add(id(function))
         code, known = function.__code__, function.__globals__
@@ -268,7 +272,15 @@ def _slots(kind: type) -> Iterable[str]:
 
 
 def _is_library(kind: type) -> bool:
-    return _root(kind.__module__) in _LIBRARIES
+    return _is_foreign(_root(kind.__module__))
+
+
+@lru_cache(maxsize=4096)
+def _is_foreign(root: str) -> bool:
+    """Whether a package is Python's, or was installed: its code doesn't change while a program runs. Ours is a user's here."""
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    installed = "site-packages" in file or "dist-packages" in file
+    return root in _LIBRARIES or (installed and root != "dilqr_rl")
 
 
 def _root(name: str | None) -> str:
