@@ -6,6 +6,7 @@ from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, 
 from dilqr_rl.agents.network import network_policy
 from dilqr_rl.agents.policy import MPCPolicy
 from dilqr_rl.agents.rollouts import roll_out
+from dilqr_rl.agents.vector_env import SB3VecEnv
 
 __all__ = [
     "CheckpointError",
@@ -15,6 +16,7 @@ __all__ = [
     "DemonstrationsError",
     "Episode",
     "MPCPolicy",
+    "SB3VecEnv",
     "clone",
     "imitation_loss",
     "network_policy",

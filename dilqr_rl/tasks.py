@@ -63,9 +63,9 @@ class ControlTask:
         )
 
 
-_OWN_IDS = ("dilqr_rl/CartPole-v0", "dilqr_rl/Pendulum-v0")
+_OWN_IDS = ("dilqr_rl/CartPole-v0", "dilqr_rl/DoubleCartPole-v0", "dilqr_rl/Pendulum-v0", "dilqr_rl/Quadrotor-v0")
 # Environments that are not ours, by id: "module:function", imported on first use; the function takes the environment.
-_registered: dict[str, str | Callable[[Any], ControlTask]] = {"Pendulum-v1": "dilqr_rl.envs.pendulum:pendulum_v1_task"}
+_registered: dict[str, str | Callable[[Any], ControlTask]] = {"Pendulum-v1": "dilqr_rl.envs.pendulum_v1:pendulum_v1_task"}
 
 
 def register_task(env_id: str, task: str | Callable[[Any], ControlTask]) -> None:
@@ -87,12 +87,14 @@ def find_task(env: Any) -> ControlTask:
     """The model of a Gymnasium environment, wrapped or not.
 
     Args:
-        env: an environment whose unwrapped class has a method `control_task()`, or whose id was registered.
+        env: an environment with a method `control_task()`, its own or a wrapper's, or one whose id was registered.
 
     Raises:
         ValueError: neither is the case.
     """
-    base = env.unwrapped
+    base = env
+    while not hasattr(base, "control_task") and hasattr(base, "env"):  # a wrapper may change what a state is read from
+        base = base.env
     spec = getattr(base, "spec", None)
     entry = _registered.get(spec.id) if spec is not None else None
     if hasattr(base, "control_task"):

@@ -1,58 +1,72 @@
-"""The shell that makes a Gymnasium environment of a system's dynamics: spaces, actions, options, infos and frames."""
+"""A mechanical system as a Gymnasium environment: its spaces, its physics, its options, and the hooks that define it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dilqr_rl.costs import QuadraticCost
-from dilqr_rl.envs.checks import read_state, read_vector
+from dilqr_rl.envs.camera import Camera
+from dilqr_rl.envs.checks import read_state
+from dilqr_rl.envs.drawing import Drawing
+from dilqr_rl.envs.episodes import Episodes, Floats
 from dilqr_rl.envs.physics import SystemDynamics
-from dilqr_rl.envs.rendering import Window, frame_pixels, new_frame
-from dilqr_rl.native import compile_dynamics
+from dilqr_rl.envs.presets import Preset
+from dilqr_rl.envs.ranges import PhysicsSource
+from dilqr_rl.envs.window import Window
+from dilqr_rl.native.transition import compile_transition
 from dilqr_rl.tasks import ControlTask
-
-if TYPE_CHECKING:
-    from pygame import Surface
 
 __all__ = ["SystemEnv"]
 
 _RESET_OPTIONS = ("physics", "state")
 
 
-class SystemEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
+class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
     """A mechanical system under bounded controls: one dynamics module moves it, and its `control_task` plans with a copy.
 
-    The observation is the state, rounded to float32 and clipped into the observation space; the state itself is float64 and
-    stands in `info["state"]` (n,), beside `info["physics"]`, a dict of numbers. An action in [-1, 1] is scaled to the control's
-    bounds; one outside is clipped.
+    The observation is the state, rounded to float32 and clipped into the observation space, or frames where a subclass has a
+    camera. The state itself is float64 and stands in `info["state"]` (n,), beside `info["physics"]`, a dict of numbers. An
+    action in [-1, 1] is scaled to the control's bounds; one outside is clipped.
 
-    A subclass gives the class attributes below and the abstract methods.
+    A subclass gives the class attributes below and the abstract methods. `Episodes` runs it, for this environment and for a
+    batch (`SystemVectorEnv`).
 
     Attributes:
         env_id: the id it is registered under.
         dynamics_class: its `SystemDynamics`.
+        presets: named settings, the default first.
         horizon: steps a plan looks ahead by default.
         cost_weights, cost_goal: of the quadratic stage cost, over (x, u).
+        ends_outside: whether an episode ends when the state leaves its limits.
+        camera: takes the observations; None if they are states.
+        source: where an episode's physics come from.
+        transition: one step of a batch.
+        control_limit: the control for an action of 1, in its own unit.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 20}
     env_id: ClassVar[str]
-    dynamics_class: ClassVar[type[SystemDynamics]]
+    dynamics_class: type[SystemDynamics]
+    presets: ClassVar[Mapping[str, Preset]]
     horizon: ClassVar[int]
     cost_weights: ClassVar[tuple[float, ...]]
     cost_goal: ClassVar[tuple[float, ...]]
+    ends_outside: ClassVar[bool] = True
+    camera: Camera | None = None
 
     def __init__(
         self,
+        preset: Preset,
         physics: Mapping[str, float] | None,
+        randomize: Mapping[str, tuple[float, float]] | None,
         render_mode: str | None,
         *,
         state_limit: ArrayLike,
@@ -62,118 +76,135 @@ class SystemEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         """Build spaces and dynamics.
 
         Args:
-            physics: numbers that replace the defaults of `dynamics_class`, by name.
+            preset: from `find_preset`.
+            physics: numbers that replace the preset's, by name.
+            randomize: ranges (lowest, highest) that an episode's physics are drawn from, by name.
             render_mode: "human", "rgb_array" or None.
-            state_limit: (n,), the observation space is [-state_limit, state_limit].
+            state_limit: (n,), the largest absolute values of a state; observations are clipped to them.
             control_limit: the control's bound, in its own unit; action 1 asks for this much.
-            step_settings: keyword-only arguments of `dynamics_class` that hold while stepping but not while planning.
+            step_settings: keyword-only arguments of the dynamics that hold while stepping but not while planning.
 
         Raises:
-            ValueError: unknown names, impossible values, an unknown render mode.
+            ValueError: unknown names, impossible values or ranges, an unknown render mode.
         """
         modes = (None, *self.metadata["render_modes"])
         if render_mode not in modes:
             raise ValueError(f"render_mode: expected one of {modes}, got {render_mode!r}.")
         self.render_mode = render_mode
-        self._state_limit = np.array(state_limit, dtype=np.float64)
-        self._control_limit = control_limit
-        self._step_settings = dict(step_settings or {})
+        self.dynamics_class = preset.dynamics_class or self.dynamics_class
+        self._start_width = np.array(preset.start, np.float64)
+        self._state_limit = np.array(state_limit, np.float64)
+        self.control_limit = control_limit
+        given = self.dynamics_class.check_names("physics", physics)
+        with torch.device("cpu"):
+            dynamics = self.dynamics_class.from_physics({**preset.physics, **given}, **(step_settings or {}))
+            reward = self.reward_function()
+        self.source = PhysicsSource.read(dynamics, given, randomize)
+        self.transition = compile_transition(dynamics, reward, state_limit=self._state_limit, control_limit=control_limit)
         high = self._state_limit.astype(np.float32)
-        self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
+        self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32) if self.camera is None else self.camera.space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.dynamics_class.control_size,), np.float32)
-        self._dynamics_at_make = self._build_dynamics(self.dynamics_class.check_physics(physics))
-        self._physics_at_make = self._dynamics_at_make.physics
-        self._use(self._dynamics_at_make)
-        self._state: NDArray[np.float64] | None = None
-        self._control = np.zeros(self.dynamics_class.control_size)
+        self._physics = dict(self.source.numbers)
+        self._episodes = Episodes(self, 1, (self.dynamics_class.control_size,))
         self._window = Window(self.env_id)
 
     @abstractmethod
-    def _draw_start(self) -> NDArray[np.float64]:
-        """A start state (n,), drawn from `np_random`."""
+    def reward_function(self) -> nn.Module:
+        """A new module (x, u) -> reward (...,), of the state x (..., n) before a step and the control u (..., m)."""
 
     @abstractmethod
-    def _reward(self, state: NDArray[np.float64], control: NDArray[np.float64]) -> float:
-        """The reward for `control` (m,) in `state` (n,)."""
+    def states_at(self, coordinates: Floats) -> Floats:
+        """States (N, n) at coordinates (N, k): those of `Preset.start`, such as angles in the place of cosines and sines."""
 
     @abstractmethod
-    def _paint(self, surface: Surface, state: NDArray[np.float64], effort: NDArray[np.float64]) -> None:
-        """Draw `state` (n,) and the last control (m,), as a share of its bound, on a square surface."""
+    def paint(self, drawing: Drawing, states: Floats, physics: Mapping[str, Floats], efforts: Floats) -> None:
+        """Draw states (N, n), with physics (N,) by name, and the last controls (N, m), as shares of their bound."""
 
-    def _has_ended(self, state: NDArray[np.float64]) -> bool:
-        """Whether `state` (n,) is terminal."""
-        return False
+    def paint_seen(self, drawing: Drawing, states: Floats, physics: Mapping[str, Floats]) -> None:
+        """Draw what a camera sees: states (N, n) without controls."""
+        self.paint(drawing, states, physics, np.zeros((len(states), self.dynamics_class.control_size)))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    @classmethod
+    def find_preset(cls, name: str | None) -> Preset:
+        """The preset of a name; the first one for None.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        names = list(cls.presets)
+        if name is not None and name not in names:
+            raise ValueError(f"preset: expected one of {names}, got {name!r}.")
+        return cls.presets[names[0] if name is None else name]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
         """Start an episode.
 
         Args:
             seed: of the environment's generator.
-            options: "physics", numbers that replace those given at make, by name, for this episode only; "state" (n,), where to
-                start instead of a random state. Each cosine and sine in it must lie on the unit circle within 1e-3, and is
-                moved onto it.
+            options: "physics", numbers by name that replace those given at make or drawn, for this episode only; "state" (n,),
+                where to start instead of a random state. Each cosine and sine in it must lie on the unit circle within 1e-3,
+                and is moved onto it.
 
         Returns:
-            The observation (n,) and the info.
+            The observation and the info.
 
         Raises:
             ValueError: unknown options or physics, impossible values, a state of the wrong shape, off the circle, or outside
-                the observation space. The environment stays as it was.
+                its limits. The environment stays as it was.
         """
-        dynamics, start = self._read_options(options)
+        source, state = self.read_options(options)
         super().reset(seed=seed)
-        self._use(dynamics)
-        self._state = self._draw_start() if start is None else start
-        self._control = np.zeros_like(self._control)
+        self._episodes.begin(slice(None), *self.draw_starts([self.np_random], source, state))
+        self._physics = self._episodes.physics(0)
         if self.render_mode == "human":
             self.render()
-        return self._observation(self._state), self._info(self._state)
+        return self._episodes.observations[0].copy(), self._info()
 
-    def step(self, action: ArrayLike) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: ArrayLike) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         """Apply an action (m,) for one time step.
 
         Args:
             action: control divided by its bound; clipped to [-1, 1].
 
         Returns:
-            The observation (n,), the reward, whether the state is terminal, False (the time limit is a wrapper's), the info.
+            The observation, the reward, whether the state is terminal, False (the time limit is a wrapper's), the info.
 
         Raises:
             ValueError: an action of the wrong shape, or that holds NaN or infinity. The environment stays as it was.
             FloatingPointError: physics so extreme that the next state isn't finite. The environment stays as it was.
             gymnasium.error.ResetNeeded: called before `reset`.
         """
-        state, control = self._current_state(), self._read_action(action)
-        following = self._advance(state, control)
-        reward = self._reward(state, control)
-        self._state, self._control = following, control
+        self._check_begun()
+        rewards, ended = self._episodes.advance(action)
         if self.render_mode == "human":
             self.render()
-        return self._observation(following), reward, self._has_ended(following), False, self._info(following)
+        return self._episodes.observations[0].copy(), float(rewards[0]), bool(ended[0]), False, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:
         """A frame (500, 500, 3), uint8, in mode "rgb_array"; in mode "human" a window shows it, and None is returned.
 
         Raises:
             gymnasium.error.ResetNeeded: called before `reset`.
-            gymnasium.error.DependencyNotInstalled: pygame is missing.
+            gymnasium.error.DependencyNotInstalled: mode "human", and pygame is missing.
         """
         if self.render_mode is None:
             gym.logger.warn(f'{self.env_id} has no render mode; pass render_mode="rgb_array" or "human" to gymnasium.make.')
             return None
-        state = self._current_state()
-        effort = self._control / self._control_limit
-        frame = new_frame(lambda surface: self._paint(surface, state, effort))
+        self._check_begun()
+        (frame,) = self._episodes.frames()
         if self.render_mode == "human":
             self._window.show(frame, self.metadata["render_fps"])
             return None
-        return frame_pixels(frame)
+        return frame
 
     def close(self) -> None:
         """Close the window, if one is open."""
         self._window.close()
+
+    @property
+    def physics(self) -> dict[str, float]:
+        """The physics of the episode, by name; before the first one, those given at make."""
+        return self._physics.copy()
 
     def stage_cost(self) -> QuadraticCost:
         """A new copy of the quadratic cost of one step, (x, u) -> cost, that plans minimise."""
@@ -183,62 +214,70 @@ class SystemEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
     def control_task(self) -> ControlTask:
         """The model of this environment, with its present physics, as copies that learn without changing the environment."""
         with torch.device("cpu"):
-            dynamics = self.dynamics_class.from_physics(self._physics)
+            dynamics = self.dynamics_class.from_physics(self.physics)
         return ControlTask(
             name=self.env_id if self.spec is None else self.spec.id,
             dynamics=dynamics,
             stage_cost=self.stage_cost(),
-            observation_to_state=observation_is_state,
+            observation_to_state=observation_is_state if self.camera is None else frames_are_no_states,
             horizon=self.horizon,
             state_size=self.dynamics_class.state_size,
             control_size=self.dynamics_class.control_size,
-            u_min=-self._control_limit,
-            u_max=self._control_limit,
-            control_per_action=self._control_limit,
+            u_min=-self.control_limit,
+            u_max=self.control_limit,
+            control_per_action=self.control_limit,
         )
 
-    def _build_dynamics(self, physics: Mapping[str, float]) -> SystemDynamics:
-        with torch.device("cpu"):
-            return self.dynamics_class.from_physics(physics, **self._step_settings)
+    def read_options(self, options: Any) -> tuple[PhysicsSource, Floats | None]:
+        """The options of `reset`: where the physics come from, and the state (n,) to start at, if one is given.
 
-    def _use(self, dynamics: SystemDynamics) -> None:
-        """Step with these dynamics from now on."""
-        self._compiled_dynamics, self._physics = compile_dynamics(dynamics), dynamics.physics
-
-    def _advance(self, state: NDArray[np.float64], control: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The next state: the one place where the system moves."""
-        following = self._compiled_dynamics(state, control)
-        if not np.isfinite(following).all():
-            raise FloatingPointError(f"The state after {state} is not finite; the physics {self._physics} are too extreme.")
-        return following
-
-    def _current_state(self) -> NDArray[np.float64]:
-        if self._state is None:
-            raise gym.error.ResetNeeded("Call reset() before step() or render().")
-        return self._state
-
-    def _observation(self, state: NDArray[np.float64]) -> NDArray[np.float32]:
-        return state.clip(-self._state_limit, self._state_limit).astype(np.float32)
-
-    def _info(self, state: NDArray[np.float64]) -> dict[str, Any]:
-        return {"state": state.copy(), "physics": self._physics.copy()}
-
-    def _read_action(self, action: ArrayLike) -> NDArray[np.float64]:
-        share = read_vector("action", action, self.dynamics_class.control_size)
-        return self._control_limit * share.clip(-1.0, 1.0)
-
-    def _read_options(self, options: Any) -> tuple[SystemDynamics, NDArray[np.float64] | None]:
+        Raises:
+            ValueError: as `reset`.
+        """
         options = {} if options is None else options
         if not isinstance(options, Mapping) or not set(options) <= set(_RESET_OPTIONS):
             raise ValueError(f"options: expected a dict with keys among {_RESET_OPTIONS}, got {options!r}.")
-        physics = self.dynamics_class.check_physics(options.get("physics"))
-        dynamics = self._build_dynamics({**self._physics_at_make, **physics}) if physics else self._dynamics_at_make
-        start = options.get("state")
-        if start is not None:
-            start = read_state('options["state"]', start, self._state_limit, self.dynamics_class.cosines)
-        return dynamics, start
+        source, state = self.source.with_given(options.get("physics")), options.get("state")
+        if state is not None:
+            state = read_state('options["state"]', state, self._state_limit, self.dynamics_class.cosines)
+        return source, state
+
+    def draw_starts(
+        self, generators: Sequence[np.random.Generator], source: PhysicsSource, state: Floats | None
+    ) -> tuple[Floats, Floats]:
+        """What episodes begin with: states (N, n) and physics (N, p), each from a generator of its own where not given.
+
+        What is given leaves what is drawn as it was: the generators are used all the same.
+        """
+        shares = np.empty((len(generators), self._start_width.size + len(source.ranges)))
+        for row, generator in zip(shares, generators, strict=True):
+            generator.random(out=row)
+        width = self._start_width
+        states = self.states_at(-width + 2.0 * width * shares[:, : width.size])
+        if state is not None:
+            states[:] = state
+        return states, source.at(shares[:, width.size :])
+
+    def _info(self) -> dict[str, Any]:
+        return {"state": self._episodes.states[0].copy(), "physics": self._physics.copy()}
+
+    def _check_begun(self) -> None:
+        if not self._episodes.begun:
+            raise gym.error.ResetNeeded("Call reset() before step() or render().")
 
 
 def observation_is_state(observation: Tensor) -> Tensor:
     """The state (..., n) in an observation (..., n): the same numbers."""
     return observation
+
+
+def frames_are_no_states(observation: Tensor) -> Tensor:
+    """Refuse to plan from frames.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"observation: expected a state to plan from, got frames of shape {tuple(observation.shape)}. Plan from info['state'], "
+        "use the id without Pixels, or learn an encoder and give the task its function as observation_to_state."
+    )

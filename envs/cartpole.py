@@ -1,27 +1,27 @@
-"""A pole hinged to a cart that a force moves along a rail: its equations and its environment."""
+"""A pole hinged to a cart that a force moves along a rail: its equations and its environments."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dilqr_rl.envs.base import SystemEnv
 from dilqr_rl.envs.checks import check_number
+from dilqr_rl.envs.drawing import Drawing
+from dilqr_rl.envs.episodes import Floats
 from dilqr_rl.envs.physics import SystemDynamics
-from dilqr_rl.envs.rendering import draw_cartpole
+from dilqr_rl.envs.pixels import PixelEnv
+from dilqr_rl.envs.presets import Preset
+from dilqr_rl.envs.rendering import LINE_LENGTH, draw_cartpole, draw_line
+from dilqr_rl.envs.rewards import SurvivalReward
+from dilqr_rl.envs.vector import SystemVectorEnv
 
-if TYPE_CHECKING:
-    from pygame import Surface
+__all__ = ["CartPoleDynamics", "CartPoleEnv", "CartPolePixelsEnv"]
 
-__all__ = ["CartPoleDynamics", "CartPoleEnv"]
-
-_HORIZON = 40
 _TIME_STEP = 0.05
 
 
@@ -106,17 +106,24 @@ class CartPoleEnv(SystemEnv):
         `gymnasium.make`.
     Info: "state", the float64 state (5,); "physics", a dict of numbers.
 
+    | preset | max_force | track_limit | max_speed | max_rate |
+    |---|---|---|---|---|
+    | "rail", the default | 20 N | 5 m | 20 m/s | 30 rad/s |
+    | "diffmpc", the published experiments | 100 N | 100 m | 100 m/s | 100 rad/s |
+
     Args:
         physics: of `CartPoleDynamics`, by name: cart_mass (kg), pole_mass (kg), length (half the pole's, m), gravity (m/s²).
             Also `reset(options={"physics": {...}})`, on top of these and for one episode.
-        max_force: N. The published experiments allow 100.
+        preset: one of those above; the other arguments go before it.
+        randomize: ranges (lowest, highest) by name, such as {"length": (0.4, 0.6)}, drawn from anew at each reset.
+        max_force: N.
         track_limit: m, half the rail, at least 0.5 so that every start is on it.
         max_speed: of the cart, m/s, at least 0.5.
         max_rate: of the pole, rad/s, at least 1.
         render_mode: "human", "rgb_array" or None.
 
     Raises:
-        ValueError: unknown names, impossible values, an unknown render mode.
+        ValueError: unknown names, impossible values or ranges, an unknown preset or render mode.
 
     Version history:
         v0: first version.
@@ -124,49 +131,99 @@ class CartPoleEnv(SystemEnv):
 
     env_id = "dilqr_rl/CartPole-v0"
     dynamics_class = CartPoleDynamics
-    horizon = _HORIZON
+    horizon = 40
     cost_weights = (0.1, 0.1, 1.0, 1.0, 0.1, 0.001)
     cost_goal = (0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+    presets = {
+        "rail": Preset((0.5, 0.5, math.pi, 1.0), {"max_force": 20.0, "track_limit": 5.0, "max_speed": 20.0, "max_rate": 30.0}),
+        "diffmpc": Preset(
+            (0.5, 0.5, math.pi, 1.0), {"max_force": 100.0, "track_limit": 100.0, "max_speed": 100.0, "max_rate": 100.0}
+        ),
+    }
 
     def __init__(
         self,
         physics: Mapping[str, float] | None = None,
         *,
-        max_force: float = 20.0,
-        track_limit: float = 5.0,
-        max_speed: float = 20.0,
-        max_rate: float = 30.0,
+        preset: str | None = None,
+        randomize: Mapping[str, tuple[float, float]] | None = None,
+        max_force: float | None = None,
+        track_limit: float | None = None,
+        max_speed: float | None = None,
+        max_rate: float | None = None,
         render_mode: str | None = None,
     ) -> None:
-        track_limit = check_number("track_limit", track_limit, at_least=0.5)
-        max_speed = check_number("max_speed", max_speed, at_least=0.5)
-        max_rate = check_number("max_rate", max_rate, at_least=1.0)
+        chosen = self.find_preset(preset)
+        limits = chosen.with_limits(max_force=max_force, track_limit=track_limit, max_speed=max_speed, max_rate=max_rate)
+        track = check_number("track_limit", limits["track_limit"], at_least=0.5)
+        speed = check_number("max_speed", limits["max_speed"], at_least=0.5)
+        rate = check_number("max_rate", limits["max_rate"], at_least=1.0)
         super().__init__(
+            chosen,
             physics,
+            randomize,
             render_mode,
-            state_limit=(track_limit, max_speed, 1.0, 1.0, max_rate),
-            control_limit=check_number("max_force", max_force, above=0.0),
+            state_limit=(track, speed, 1.0, 1.0, rate),
+            control_limit=check_number("max_force", limits["max_force"], above=0.0),
         )
-        self._cost = self.stage_cost()
 
-    def _draw_start(self) -> NDArray[np.float64]:
-        high = (0.5, 0.5, math.pi, 1.0)
-        position, speed, angle, rate = self.np_random.uniform(np.negative(high), high)
-        return np.array((position, speed, math.cos(angle), math.sin(angle), rate))
+    def reward_function(self) -> nn.Module:
+        """exp(-stage cost)."""
+        return SurvivalReward(self.stage_cost())
 
-    @torch.no_grad()
-    def _reward(self, state: NDArray[np.float64], control: NDArray[np.float64]) -> float:
-        return math.exp(-self._cost(torch.from_numpy(state), torch.from_numpy(control)).item())
+    def states_at(self, coordinates: Floats) -> Floats:
+        """States (N, 5) at (x, x', θ, θ')."""
+        position, speed, angle, rate = coordinates.T
+        return np.stack((position, speed, np.cos(angle), np.sin(angle), rate), axis=1)
 
-    def _has_ended(self, state: NDArray[np.float64]) -> bool:
-        return bool((np.abs(state) > self._state_limit)[[0, 1, 4]].any())
-
-    def _paint(self, surface: Surface, state: NDArray[np.float64], effort: NDArray[np.float64]) -> None:
+    def paint(self, drawing: Drawing, states: Floats, physics: Mapping[str, Floats], efforts: Floats) -> None:
+        """Cart, rail and pole, and an arrow for the force."""
         draw_cartpole(
-            surface,
-            position=float(state[0]),
-            angle=math.atan2(state[3], state[2]),
-            pole_length=2.0 * self._physics["length"],
-            track_limit=float(self._state_limit[0]),
-            effort=float(effort[0]),
+            drawing,
+            position=states[:, 0],
+            angle=np.arctan2(states[:, 3], states[:, 2]),
+            pole_length=2.0 * physics["length"],
+            track_limit=self._state_limit[0],
+            effort=efforts[:, 0],
         )
+
+
+class CartPolePixelsEnv(PixelEnv, CartPoleEnv):
+    """`CartPoleEnv`, seen by a camera: `dilqr_rl/CartPolePixels-v0`.
+
+    | observation | meaning |
+    |---|---|
+    | (size, size, channels) uint8 | the last frame_stack frames along the channels, oldest first |
+
+    The state stays in `info["state"]`. Speeds show only in a stack of two frames or more.
+
+    Args:
+        physics: as all other arguments that aren't named here, of `CartPoleEnv`.
+        size: of a frame, pixels a side, from 16 to 512; 64 by default.
+        frame_stack: frames in an observation, 4 by default. At an episode's start they are all the same.
+        grey: one channel (luminance) a frame instead of three.
+        style: "picture", as a person sees it but without the arrow of the force; "line": one line, dark on white, from where
+            the cart is on its rail, which then is as wide as the picture.
+
+    Version history:
+        v0: first version.
+    """
+
+    env_id = "dilqr_rl/CartPolePixels-v0"
+
+    def paint_line(self, drawing: Drawing, states: Floats, physics: Mapping[str, Floats]) -> None:
+        """A line from the cart's place, as long whatever the physics."""
+        place = 0.5 + 0.5 * states[:, 0] / self._state_limit[0]
+        draw_line(drawing, start=(place, 0.5), angle=-np.arctan2(states[:, 3], states[:, 2]), length=LINE_LENGTH)
+
+
+class CartPoleVectorEnv(SystemVectorEnv):
+    """Many `CartPoleEnv` as one: gymnasium.make_vec("dilqr_rl/CartPole-v0", num_envs)."""
+
+    env_class = CartPoleEnv
+
+
+class CartPolePixelsVectorEnv(SystemVectorEnv):
+    """Many `CartPolePixelsEnv` as one: gymnasium.make_vec("dilqr_rl/CartPolePixels-v0", num_envs)."""
+
+    env_class = CartPolePixelsEnv

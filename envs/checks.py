@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_number", "read_state", "read_vector"]
+__all__ = ["check_integer", "check_number", "check_one_of", "read_state", "read_vector"]
 
 _CIRCLE_TOLERANCE = 1e-3  # what float32 or a few printed digits leave of a unit radius
 _ROUNDING = 1e-12  # below this a radius is 1, and the bits of its cosine and sine are kept
@@ -73,3 +73,26 @@ def read_state(name: str, values: Any, limit: NDArray[np.float64], cosines: tupl
     if (np.abs(state) > limit + 2 * _ROUNDING).any():
         raise ValueError(f"{name}: expected absolute values of at most {limit.tolist()}, got {values!r}.")
     return state
+
+
+def check_integer(name: str, value: Any, least: int, most: int) -> int:
+    """The value, if it is an integer in the range that is asked for.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else least - 1
+    if not least <= number <= most:
+        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r}.")
+    return number
+
+
+def check_one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> Any:
+    """The value, if it is one of those accepted.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    if value not in accepted:
+        raise ValueError(f"{name}: expected one of {accepted}, got {value!r}.")
+    return value

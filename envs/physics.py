@@ -44,10 +44,9 @@ class SystemDynamics(nn.Module):
             ValueError: an impossible value.
         """
         super().__init__()
-        for name, value in physics.items():
-            number = check_number(name, value, above=0.0 if name in self.positive else None)
-            setattr(self, name, nn.Parameter(torch.tensor(number, dtype=torch.float64)))
         self.time_step = check_number("time_step", time_step, above=0.0)
+        for name, number in self.check_numbers(physics, self.time_step).items():
+            setattr(self, name, nn.Parameter(torch.tensor(number, dtype=torch.float64)))
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """The state (..., n) one time step after x (..., n) under the control u (..., m)."""
@@ -65,19 +64,33 @@ class SystemDynamics(nn.Module):
         return tuple(argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD)
 
     @classmethod
-    def check_physics(cls, physics: Any) -> dict[str, Any]:
+    def check_names(cls, argument: str, values: Any, example: Any = 2.0) -> dict[str, Any]:
         """A copy of a mapping (or of None, as an empty one) whose keys are all names of this system's physics.
+
+        Args:
+            argument: what to call the mapping in an error.
+            values: the mapping.
+            example: of a value, for the error.
 
         Raises:
             ValueError: no mapping, or an unknown name.
         """
         accepted = cls.physics_names()
-        if physics is not None and not isinstance(physics, Mapping):
-            raise ValueError(f'physics: expected a dict of numbers, such as {{"{accepted[0]}": 2.0}}, got {physics!r}.')
-        unknown = [name for name in physics or () if name not in accepted]
+        if values is not None and not isinstance(values, Mapping):
+            raise ValueError(f'{argument}: expected a dict such as {{"{accepted[0]}": {example}}}, got {values!r}.')
+        unknown = [name for name in values or () if name not in accepted]
         if unknown:
-            raise ValueError(f"physics: expected names among {list(accepted)}, got {unknown}. Remove or correct the latter.")
-        return dict(physics or {})
+            raise ValueError(f"{argument}: expected names among {list(accepted)}, got {unknown}. Remove or correct the latter.")
+        return dict(values or {})
+
+    @classmethod
+    def check_numbers(cls, physics: Mapping[str, Any], time_step: float) -> dict[str, float]:
+        """All physics as floats, if they are possible. A subclass adds what two numbers must fulfil together.
+
+        Raises:
+            ValueError: a number that isn't finite, or not above 0 where `positive` lists it.
+        """
+        return {name: check_number(name, value, above=0.0 if name in cls.positive else None) for name, value in physics.items()}
 
     @classmethod
     def from_physics(cls, physics: Mapping[str, float] | None = None, **settings: Any) -> Self:
@@ -90,7 +103,7 @@ class SystemDynamics(nn.Module):
         Raises:
             ValueError: no mapping, an unknown name or an impossible value.
         """
-        return cls(**cls.check_physics(physics), **settings)
+        return cls(**cls.check_names("physics", physics), **settings)
 
     def extra_repr(self) -> str:
         """The physics and the time step, for print."""

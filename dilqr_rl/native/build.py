@@ -24,22 +24,23 @@ def solver(n: int, m: int) -> ModuleType:
     """
     if n + m > _LARGEST:
         raise UntraceableError(f"native code is for n + m up to {_LARGEST}, got {n + m}")
-    return _load(f"kernel_{n}_{m}", kernel_source(n, m), f"the solver for {n} states and {m} controls")
+    return load(f"kernel_{n}_{m}", kernel_source(n, m), f"the solver for {n} states and {m} controls")
 
 
 @lru_cache(maxsize=1)
 def stepper() -> ModuleType:
-    """The module with `step`; see `solver`."""
-    return _load("kernel_step", step_source(), "the stepping of dynamics")
+    """The module with `step` and `transition`; see `solver`."""
+    return load("kernel_step", step_source(), "the stepping of dynamics")
 
 
 def functions(model: Model, label: str) -> NDArray[np.int64]:
     """The addresses of a model's functions, in the order of `SIGNATURES`, 0 for those that the model hasn't; see `solver`."""
-    module = _load("model", model.source, label)
+    module = load("model", model.source, label)
     return np.array([getattr(module, s.name).address if hasattr(module, s.name) else 0 for s in SIGNATURES], np.int64)
 
 
-def _load(name: str, source: str, label: str) -> ModuleType:
+def load(name: str, source: str, label: str) -> ModuleType:
+    """The module that compiles when its source is imported; see `solver`."""
     try:
         import numba
 

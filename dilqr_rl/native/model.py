@@ -75,7 +75,7 @@ class Model:
         constants: integer and boolean tensors whose numbers stand in the source, with their versions.
         constants_size: numbers in c.
         work_size: numbers in work.
-        outputs: the next state and, unless only dynamics were asked for, the stage cost and the terminal cost.
+        outputs: the next state, the stage cost if there is one or a terminal cost was asked for, and then that one.
         jacobian: their derivatives with respect to (x, u), row by row.
     """
 
@@ -138,7 +138,8 @@ def write_model(functions: Functions, values: Sequence[Tensor], only: Sequence[s
     (cost,) = call(functions.stage_cost, (x, u), (1,))
     (final_cost,) = call(functions.terminal_cost, (x,), (1,))
     graph.differentiating = True
-    return _Builder(graph, trace, n, m).build(f, cost, final_cost, only)
+    costs = 2 if "terminal" in only else int(functions.stage_cost is not None)
+    return _Builder(graph, trace, n, m).build(f, cost, final_cost, only, outputs=(*f, cost, final_cost)[: n + costs])
 
 
 def _nodes(trace: Trace, result: Tensor) -> list[Node]:
@@ -160,8 +161,8 @@ class _Builder:
         self.differentiated: dict[Node, int] = {}  # those among them that the bracket depends on
         self.writer = Writer(_leaf_text, self.places)
 
-    def build(self, f: list[Node], cost: Node, final_cost: Node, only: Sequence[str]) -> Model:
-        """The functions asked for, for f (n numbers), the stage cost and the terminal cost."""
+    def build(self, f: list[Node], cost: Node, final_cost: Node, only: Sequence[str], outputs: tuple[Node, ...]) -> Model:
+        """The functions asked for, for f (n numbers), the stage cost and the terminal cost; `outputs` as in `Model`."""
         lam = [self.graph.leaf(f"lam[{i}]") for i in range(self.n)]
         weighted = self._dot(lam, f)
         bodies: dict[str, Callable[[], Body]] = {
@@ -178,7 +179,6 @@ class _Builder:
             if signature.name in only:
                 written[signature.name] = self.writer.function(signature, body, read_constants=False)
         source = "\n\n".join([_HEADER, *(written[s.name] for s in SIGNATURES if s.name in written)]) + "\n"
-        outputs = (*f, cost, final_cost) if "terminal" in only else tuple(f)
         if source.count("\n") > _MOST_LINES:
             raise UntraceableError(f"the functions are too large for native code ({source.count(chr(10))} lines of it)")
         return Model(

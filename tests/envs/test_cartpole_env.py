@@ -72,6 +72,6 @@ def test_starts_cover_the_published_ranges() -> None:
 
 @pytest.mark.parametrize(("name", "least"), [("track_limit", 0.5), ("max_speed", 0.5), ("max_rate", 1)])
 def test_bounds_that_leave_no_room_for_a_start_are_refused(name: str, least: float) -> None:
-    for wrong in (0.99 * least, math.nan, None):
+    for wrong in (0.99 * least, math.nan, math.inf):
         with pytest.raises(ValueError, match=rf"{name}: expected a finite number of at least {least:g}, got"):
             make("dilqr_rl/CartPole-v0", **{name: wrong})

@@ -229,7 +229,7 @@ cartpole: Any = CartPoleDynamics
         (lambda: cartpole(time_step=-0.05), r"time_step: expected a finite number above 0, got -0\.05\."),
         (lambda: pendulum.from_physics({"mas": 1.0}), r"physics: expected names among \['mass', .*\], got \['mas'\]"),
         (lambda: cartpole.from_physics({"time_step": 1.0}), r"physics: expected names among .*, got \['time_step'\]"),
-        (lambda: cartpole.from_physics([1.0]), r"physics: expected a dict of numbers, .*, got \[1\.0\]\."),
+        (lambda: cartpole.from_physics([1.0]), r"physics: expected a dict such as .*, got \[1\.0\]\."),
     ],
 )
 def test_impossible_physics_are_refused_by_name(build: Callable[[], object], message: str) -> None:

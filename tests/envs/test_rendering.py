@@ -141,9 +141,10 @@ def test_drawing_without_a_mode_warns() -> None:
         assert env.render() is None
 
 
-def test_missing_pygame_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pygame_is_named_by_a_window_and_not_missed_by_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", None)
     env = make("dilqr_rl/Pendulum-v0", render_mode="rgb_array")
     env.reset(seed=0)
-    monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(gym.error.DependencyNotInstalled, match="Rendering needs pygame"):
-        env.render()
+    assert env.render().shape == (500, 500, 3)
+    with pytest.raises(gym.error.DependencyNotInstalled, match="A window needs pygame"):
+        make("dilqr_rl/Pendulum-v0", render_mode="human").reset(seed=0)

@@ -15,11 +15,13 @@ _TYPES = {
     "f4": "float64[:, :, :, ::1]",
     "i1": "int64[::1]",
     "i2": "int64[:, ::1]",
+    "s2": "float32[:, ::1]",
 }
 _ARGUMENTS = {  # in their order
     "solve_range": "i1 i i1 i i f2 f1 i2 i2 i1 f1 f3 f3 f1 i1 i1 f1 f4 i i1 f1 i",
     "adjoint_range": "i1 i i1 i i i f1 i2 i2 f3 f3 i1 f3 f3 f1 i f2 f1 i2 i i1 f1 i",
     "step": "i1 i1 f1 i1 f2 f2 f2",
+    "transition": "i1 i1 f1 f2 i1 f2 f2 f2 s2 f1 i1",
 }
 
 
@@ -39,8 +41,8 @@ def kernel_source(n: int, m: int) -> str:
 
 
 def step_source() -> str:
-    """The source of a module with `step`, compiled when it is imported."""
-    return _joined("memory", "step") + _compiled("step")
+    """The source of a module with `step` and `transition`, compiled when it is imported."""
+    return _joined("memory", "step") + _compiled("step") + _compiled("transition")
 
 
 def _joined(*names: str) -> str:

@@ -1,4 +1,4 @@
-"""One step of a model's dynamics for a batch of states."""
+"""One step for a batch of states: of a model's dynamics alone, or of an environment."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from dilqr_rl.native.kernel.memory import call_float, call_void, outer, pointer, shift
 
 CONSTANTS, ADVANCE = 0, 1  # places of the model's functions
+BAD_ACTION, NOT_FINITE, OUTSIDE = 1, 2, 4  # flags
 
 
 @outer
@@ -32,3 +33,57 @@ def step(model: Any, sizes: Any, P: Any, offs: Any, x: Any, u: Any, following: A
         call_float(model[ADVANCE], (state, control, pointer(c), pointer(P), pointer(offs), pointer(work), after))
     # A pointer does not keep its array alive: the last use of the name does.
     c[0], work[0] = 0.0, 0.0
+
+
+@outer
+def transition(
+    model: Any,
+    sizes: Any,
+    limits: Any,
+    P: Any,
+    offs: Any,
+    x: Any,
+    action: Any,
+    following: Any,
+    seen: Any,
+    reward: Any,
+    flags: Any,
+) -> None:
+    """Write what an environment makes of states and actions.
+
+    Args:
+        model: addresses of the model's functions; the stage cost is the reward.
+        sizes: (2,), how many constants and how much memory the model needs.
+        limits: (1+n,), the control for an action of 1, and the largest absolute states that are inside.
+        P: its parameters, flat: one row for each state, or one row for all.
+        offs: (V,), where each value starts in a row.
+        x: states (B, n).
+        action: (B, m), clipped to [-1, 1].
+        following: (B, n), out.
+        seen: (B, n) float32, `following` clipped to the limits, out.
+        reward: (B,), of state and control, out.
+        flags: (B,), out: the sum of BAD_ACTION (not finite), NOT_FINITE (the next state) and OUTSIDE (likewise).
+    """
+    n, m = x.shape[1], action.shape[1]
+    c, work, u = np.empty(sizes[0]), np.empty(sizes[1]), np.empty(m)
+    for b in range(x.shape[0]):
+        row = shift(pointer(P), b * P.shape[1] if P.shape[0] > 1 else 0)
+        if b == 0 or P.shape[0] > 1:
+            call_void(model[CONSTANTS], (row, pointer(offs), pointer(c), pointer(work)))
+        flag = 0
+        for j in range(m):
+            if not np.isfinite(action[b, j]):
+                flag |= BAD_ACTION
+            u[j] = limits[0] * min(max(action[b, j], -1.0), 1.0)
+        state, after = shift(pointer(x), b * n), shift(pointer(following), b * n)
+        reward[b] = call_float(model[ADVANCE], (state, pointer(u), pointer(c), row, pointer(offs), pointer(work), after))
+        for i in range(n):
+            value, limit = following[b, i], limits[1 + i]
+            if not np.isfinite(value):
+                flag |= NOT_FINITE
+            elif abs(value) > limit:
+                flag |= OUTSIDE
+            seen[b, i] = min(max(value, -limit), limit)
+        flags[b] = flag
+    # A pointer does not keep its array alive: the last use of the name does.
+    c[0], work[0], u[0] = 0.0, 0.0, P[0, 0]

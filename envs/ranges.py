@@ -1,0 +1,96 @@
+"""Where an episode's physics come from: fixed numbers, and ranges to draw from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dilqr_rl.envs.checks import read_vector
+from dilqr_rl.envs.physics import SystemDynamics
+
+__all__ = ["PhysicsSource"]
+
+
+@dataclass(frozen=True)
+class PhysicsSource:
+    """The physics of a system: each a number, or drawn anew for each episode from a range.
+
+    Attributes:
+        dynamics_class: whose physics.
+        time_step: s.
+        numbers: every name with its number.
+        ranges: names that are drawn, with the lowest and the highest number.
+        given: names that are not to be drawn after all, with their numbers. The draws happen nevertheless, so that what is
+            drawn after them stays the same.
+    """
+
+    dynamics_class: type[SystemDynamics]
+    time_step: float
+    numbers: Mapping[str, float]
+    ranges: Mapping[str, tuple[float, float]]
+    given: Mapping[str, float]
+
+    @classmethod
+    def read(cls, dynamics: SystemDynamics, physics: Mapping[str, float], randomize: Any) -> Self:
+        """The source for what a person asked for.
+
+        Args:
+            dynamics: with all numbers that don't come from ranges.
+            physics: what the person gave by number: not to be given by range, too.
+            randomize: each name with its range (lowest, highest), or None.
+
+        Raises:
+            ValueError: unknown names, an empty or reversed range, impossible numbers within the ranges, a name that has both
+                a number and a range.
+        """
+        kind = type(dynamics)
+        wanted = kind.check_names("randomize", randomize, example=(0.5, 1.5))
+        twice = [name for name in wanted if name in physics]
+        if twice:
+            raise ValueError(f"randomize: {twice} have a number in physics, too. Keep one of the two.")
+        ranges = {name: _read_range(name, wanted[name]) for name in kind.physics_names() if name in wanted}
+        return cls(kind, dynamics.time_step, dynamics.physics, ranges, {})._checked()
+
+    def with_given(self, physics: Any) -> Self:
+        """The same source for one episode, with numbers for some of the physics.
+
+        Raises:
+            ValueError: no mapping, unknown names, or numbers that are impossible beside the others.
+        """
+        given = self.dynamics_class.check_names("physics", physics)
+        return replace(self, given=given)._checked() if given else self
+
+    def at(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Physics (N, p), in the order of their names.
+
+        Args:
+            shares: (N, r) in [0, 1], where each number lies in its range; the ranges are in the order of their names.
+        """
+        names = list(self.numbers)
+        physics = np.tile([*self.numbers.values()], (len(shares), 1)).astype(np.float64)
+        for share, (name, (low, high)) in zip(shares.T, self.ranges.items(), strict=True):
+            physics[:, names.index(name)] = low + (high - low) * share
+        for name, number in self.given.items():
+            physics[:, names.index(name)] = number
+        return physics
+
+    def _checked(self) -> Self:
+        """Itself, with floats, if the numbers are possible in every corner of the ranges."""
+        for corner in itertools.product(*self.ranges.values()):
+            drawn = dict(zip(self.ranges, corner, strict=True))
+            numbers = self.dynamics_class.check_numbers({**self.numbers, **drawn, **self.given}, self.time_step)
+        return replace(self, given={name: numbers[name] for name in self.given})
+
+
+def _read_range(name: str, given: Any) -> tuple[float, float]:
+    low, high = read_vector(f"randomize[{name!r}]", given, 2).tolist()
+    if low >= high:
+        raise ValueError(
+            f"randomize[{name!r}]: expected a range (lowest, highest), got {given!r}. A single number goes into physics."
+        )
+    return low, high

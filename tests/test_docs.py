@@ -1,0 +1,112 @@
+"""The code of the pages in docs/ runs as it stands and prints what its comments say, the pictures are drawn, the figures are measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from PIL import Image
+
+from dilqr_rl.cli.bench import _benchmarks
+from dilqr_rl.envs import ENVIRONMENTS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "environments.md"
+
+if not PAGE.exists():
+    pytest.skip("not in a checkout", allow_module_level=True)
+
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """What the page registers with Gymnasium is gone afterwards."""
+    before = dict(gym.registry)
+    yield
+    gym.registry.clear()
+    gym.registry.update(before)
+
+
+def stepping() -> Any:
+    _benchmarks()
+    return importlib.import_module("benchmarks.stepping")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registered")
+def test_the_page_s_code_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)  # classes that the page defines look their module up
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    assert len(blocks) > 10
+    for block in blocks:
+        exec(block, page.__dict__)
+        expected = re.findall(r"^ *print\(.*\)  # (.*)$", block, flags=re.MULTILINE)
+        assert len(expected) == block.count("print(")
+        assert capsys.readouterr().out.splitlines() == expected
+    assert (tmp_path / "videos" / "quadrotor-episode-0.mp4").stat().st_size > 1000
+
+
+def test_the_page_names_every_id_and_its_picture() -> None:
+    for env_id in ENVIRONMENTS:
+        assert f"`{env_id}`" in TEXT
+        assert f"(pictures/{env_id.partition('/')[2]}.png)" in TEXT
+    for name in re.findall(r"\((pictures/.*?)\)", TEXT):
+        assert (PAGE.parent / name).stat().st_size < 60_000
+    headings = {
+        re.sub(r"[^a-z -]", "", line.lower()).strip().replace(" ", "-") for line in re.findall("^#+ (.*)$", TEXT, re.MULTILINE)
+    }
+    assert set(re.findall(r"\(#(.*?)\)", TEXT)) <= headings
+
+
+def test_the_page_names_every_preset_and_all_physics() -> None:
+    for env_class in ENVIRONMENTS.values():
+        assert all(f'`"{preset}"`' in TEXT for preset in env_class.presets)
+        assert all(re.search(rf"\b{name}\b", TEXT) for name in env_class.dynamics_class.physics_names())
+
+
+@pytest.mark.slow
+def test_a_picture_for_every_id(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("draw_environments", ROOT / "docs" / "draw_environments.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    files = module.main(module.Args(folder=tmp_path))
+    assert [file.name for file in files] == [f"{env_id.partition('/')[2]}.png" for env_id in ENVIRONMENTS]
+    for file in files:
+        with Image.open(file) as picture, Image.open(PAGE.parent / "pictures" / file.name) as kept:
+            assert picture.size == kept.size
+            assert len(picture.getcolors(picture.width * picture.height) or ()) > 10
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_benchmark_has_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark, file = stepping(), tmp_path / "stepping.json"
+    found = benchmark.main(benchmark.Args(quick=True, results=file))
+    said = capsys.readouterr().out
+    kept = benchmark.read(ROOT / "benchmarks" / "results" / "stepping.json")
+    assert list(found["cells"]) == list(kept["cells"])
+    assert all(record["times_as_fast"] > 0 for record in found["cells"].values())
+    assert list(found["performance"]) == list(kept["performance"]) == ["Pendulum-v1", *ENVIRONMENTS]
+    benchmark.main(benchmark.Args(report=True, results=file))
+    assert capsys.readouterr().out == said
+    with pytest.raises(ValueError, match=r"no results there yet. Run `python -m benchmarks.stepping` first"):
+        benchmark.main(benchmark.Args(report=True, results=tmp_path / "none.json"))
+
+
+def test_the_page_s_figures_are_those_that_were_measured() -> None:
+    benchmark = stepping()
+    assert benchmark.markdown(benchmark.read(ROOT / "benchmarks" / "results" / "stepping.json")) in TEXT
