@@ -34,12 +34,19 @@ def test_the_planner_as_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_compiled_dynamics(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(python_blocks()[2], {})
+    exec(python_blocks()[3], {})
     assert capsys.readouterr().out.startswith("[0.99")
 
 
+def test_environments(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(python_blocks()[2], {})
+    physics, shape = capsys.readouterr().out.splitlines()
+    assert "'pole_mass': 0.3, 'length': 0." in physics
+    assert shape == "(64, 64, 64, 12)"
+
+
 def test_every_block_is_tested() -> None:
-    assert len(python_blocks()) == 3
+    assert len(python_blocks()) == 4
 
 
 @pytest.mark.slow
