@@ -41,7 +41,7 @@ types: $(INSTALLED)  ## mypy only
 	@echo "mypy"
 	@rm -rf build/typed && mkdir -p build/typed/dilqr_rl
 	@ln -s "$(CURDIR)"/dilqr_rl/* "$(CURDIR)/envs" "$(CURDIR)/agents" build/typed/dilqr_rl/
-	@$(VENV)/bin/mypy build/typed/dilqr_rl $(wildcard examples/*.py benchmarks/*.py)
+	@$(VENV)/bin/mypy build/typed/dilqr_rl $(wildcard examples/*.py benchmarks/*.py docs/*.py)
 
 wheel-test: $(INSTALLED)  ## build the wheel and run the quick part of the suite on it, away from the checkout
 	@$(IN_A_FOLDER); unset PYTHONPATH; \

@@ -33,6 +33,13 @@ class SystemDynamics(nn.Module):
     cosines: ClassVar[tuple[int, ...]] = ()
     positive: ClassVar[tuple[str, ...]] = ()
 
+    _names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        arguments = inspect.signature(cls).parameters.values()
+        cls._names = tuple(argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD)
+
     def __init__(self, physics: Mapping[str, float], time_step: float) -> None:
         """Keep the physics as parameters.
 
@@ -60,8 +67,7 @@ class SystemDynamics(nn.Module):
     @classmethod
     def physics_names(cls) -> tuple[str, ...]:
         """The names of this system's physics."""
-        arguments = inspect.signature(cls).parameters.values()
-        return tuple(argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD)
+        return cls._names
 
     @classmethod
     def check_names(cls, argument: str, values: Any, example: Any = 2.0) -> dict[str, Any]:

@@ -126,8 +126,8 @@ class QuadrotorEnv(SystemEnv):
 
     | preset | start: x, y | x', y' | θ | θ' | place_limit | max_speed | max_rate |
     |---|---|---|---|---|---|---|---|
-    | "tumbling", the default | ±2 m | ±1 m/s | ±π | ±3 rad/s | 5 m | 10 m/s | 20 rad/s |
-    | "level" | ±2 m | ±0.5 m/s | ±0.5 | ±0.5 rad/s | 5 m | 10 m/s | 20 rad/s |
+    | "tumbling", the default | ±2 m | ±1 m/s | ±π | ±3 rad/s | 6 m | 10 m/s | 20 rad/s |
+    | "level" | ±2 m | ±0.5 m/s | ±0.5 | ±0.5 rad/s | 6 m | 10 m/s | 20 rad/s |
 
     Args:
         physics: of `QuadrotorDynamics`, by name: mass (kg), inertia (kg m²), arm (m), gravity (m/s²), max_thrust (of each
@@ -152,8 +152,8 @@ class QuadrotorEnv(SystemEnv):
     cost_weights = (0.5, 0.1, 0.5, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01)
     cost_goal = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
     presets = {
-        "tumbling": Preset((2.0, 1.0, 2.0, 1.0, math.pi, 3.0), {"place_limit": 5.0, "max_speed": 10.0, "max_rate": 20.0}),
-        "level": Preset((2.0, 0.5, 2.0, 0.5, 0.5, 0.5), {"place_limit": 5.0, "max_speed": 10.0, "max_rate": 20.0}),
+        "tumbling": Preset((2.0, 1.0, 2.0, 1.0, math.pi, 3.0), {"place_limit": 6.0, "max_speed": 10.0, "max_rate": 20.0}),
+        "level": Preset((2.0, 0.5, 2.0, 0.5, 0.5, 0.5), {"place_limit": 6.0, "max_speed": 10.0, "max_rate": 20.0}),
     }
 
     def __init__(

@@ -8,6 +8,8 @@ cache, build        source to machine code, kept in the user's cache folder
 arguments, threads  a batch as arrays, and its share for each thread
 program             all of it, for the planner
 dynamics            the dynamics alone, as a NumPy function
+transition          dynamics and reward of an environment, likewise
+loops               modules of plain loops over arrays
 """
 
 from dilqr_rl.native.dynamics import CompiledDynamics, compile_dynamics

@@ -22,6 +22,7 @@ __all__ = ["BAD_ACTION", "NOT_FINITE", "OUTSIDE", "CompiledTransition", "Transit
 
 Floats = NDArray[np.float64]
 BAD_ACTION, NOT_FINITE, OUTSIDE = 1, 2, 4  # as in kernel/step.py, which imports numba
+_MOST = 64  # kept
 
 _log = logging.getLogger("dilqr_rl")
 _compiled: dict[Hashable, Callable[..., None] | None] = {}
@@ -62,6 +63,8 @@ def compile_transition(
     system = _System(dynamics, reward)
     key = (fingerprint(dynamics), fingerprint(reward), limits.size)
     if key not in _compiled:
+        while len(_compiled) >= _MOST:
+            del _compiled[next(iter(_compiled))]
         _compiled[key] = _compile(system, limits.size - 1)
     return CompiledTransition(system, limits, _compiled[key])
 

@@ -4,12 +4,14 @@ import copy
 import math
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import AddRenderObservation, FrameStackObservation, HumanRendering
+import systems
+from gymnasium.wrappers import HumanRendering, RecordVideo
 from numpy.typing import NDArray
 
 import dilqr_rl.envs  # noqa: F401
@@ -90,22 +92,33 @@ def test_the_cart_stays_in_the_picture_up_to_the_ends_of_a_long_rail() -> None:
             assert not pole[:, [0, -1]].any()
 
 
-@each_id
+@systems.each_id
 def test_e11_recordings_and_windows_work_and_close_twice(env_id: str) -> None:
     env = make(env_id, render_mode="rgb_array_list")
     env.reset(seed=0)
     for _ in range(3):
-        env.step(np.zeros(1))
+        env.step(systems.still(env))
     assert len(env.render()) == 4
     window = HumanRendering(make(env_id, render_mode="rgb_array"))
     direct = make(env_id, render_mode="human")
     for each in (window, direct):
         each.reset(seed=0)
-        each.step(np.zeros(1))
+        each.step(systems.still(each))
         assert each.render() is None
     for each in (env, window, direct):
         each.close()
         each.close()
+
+
+@systems.each_id
+def test_e11_a_video_is_recorded(env_id: str, tmp_path: Path) -> None:
+    env = RecordVideo(make(env_id, render_mode="rgb_array", max_episode_steps=3), str(tmp_path / "videos"), disable_logger=True)
+    env.reset(seed=0)
+    while not any(env.step(systems.still(env))[2:4]):
+        pass
+    env.close()
+    (video,) = tmp_path.glob("videos/*.mp4")
+    assert video.stat().st_size > 1000
 
 
 @each_id
@@ -126,12 +139,6 @@ def test_two_windows_in_turn_outlive_each_other() -> None:
     first.close()
     second.step(np.zeros(1))
     second.close()
-
-
-@each_id
-def test_e4_pixel_wrappers_stack_on_the_state_ids(env_id: str) -> None:
-    env = FrameStackObservation(AddRenderObservation(make(env_id, render_mode="rgb_array")), 2)
-    assert env.reset(seed=0)[0].shape == (2, 500, 500, 3)
 
 
 def test_drawing_without_a_mode_warns() -> None:
