@@ -18,7 +18,9 @@ _PHASES = (0.0, 0.25, 0.5, 0.75)  # of the period
 def best_of_swings(planner: ILQR, x0: Tensor) -> Tensor:
     """Plan from x0 (B, n) once from each guess, and keep the controls (B, T, m) of the cheapest plan.
 
-    The guesses are zero and, where all controls are bounded, rest at either bound and square waves between them.
+    The guesses are zero and, where all controls are bounded, rest at either bound and square waves between them; where there
+    are several controls, all of them alike, and every second one the other way round, without which a body whose controls mirror
+    each other is never turned.
     """
     guesses = _guesses(planner.problem).to(x0.device)
     count, B = guesses.shape[0], x0.shape[0]
@@ -38,5 +40,9 @@ def _guesses(problem: ControlProblem) -> Tensor:
     time = torch.arange(T, device=lower.device) + 0.5
     waves = [torch.ones(T, device=lower.device), -torch.ones(T, device=lower.device)]
     waves += [torch.sin(2 * torch.pi * (time / (period * T) + phase)) for period in _PERIODS for phase in _PHASES]
-    high = torch.stack(waves).unsqueeze(-1) > 0
-    return torch.cat((zero, torch.where(high, upper, lower)))
+    together = torch.where(torch.stack(waves).unsqueeze(-1) > 0, upper, lower)
+    if m == 1:
+        return torch.cat((zero, together))
+    opposed = together.clone()
+    opposed[..., 1::2] = (lower + upper)[1::2] - together[..., 1::2]
+    return torch.cat((zero, together, opposed))

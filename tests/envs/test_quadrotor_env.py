@@ -240,3 +240,18 @@ def test_the_expert_catches_it_from_any_start_and_holds_it_at_the_origin() -> No
         assert not terminated.any()
     np.testing.assert_allclose(info["state"], np.tile(QuadrotorEnv.cost_goal[:7], (count, 1)), atol=0.02)
     assert at_bound.mean() > 0.8  # bounds matter
+
+
+@pytest.mark.slow
+def test_the_expert_turns_it_over_from_rest_upside_down() -> None:
+    env, (dx, tilt) = make(), (np.array([0.0, 0.5, -1.0]), np.array([0.0, 0.02, -0.04]))
+    policy = MPCPolicy.for_env(env)
+    for x in dx:
+        for lean in tilt:
+            observation, _ = env.reset(options={"state": [x, 0.0, 0.0, 0.0, -np.cos(lean), np.sin(lean), 0.0]})
+            state = None
+            for _ in range(120):
+                action, state = policy.predict(observation, state)
+                observation, _, terminated, _, info = env.step(action)
+                assert not terminated
+            np.testing.assert_allclose(info["state"], QuadrotorEnv.cost_goal[:7], atol=0.05)
