@@ -18,9 +18,9 @@ _PHASES = (0.0, 0.25, 0.5, 0.75)  # of the period
 def best_of_swings(planner: ILQR, x0: Tensor) -> Tensor:
     """Plan from x0 (B, n) once from each guess, and keep the controls (B, T, m) of the cheapest plan.
 
-    The guesses are zero and, where all controls are bounded, rest at either bound and square waves between them; where there
-    are several controls, all of them alike, and every second one the other way round, without which a body whose controls mirror
-    each other is never turned.
+    The guesses are zero and, where all controls are bounded, rest at either bound and square waves between them. Several
+    controls do so alike, or every second one the other way round, without which a body that its controls turn between them
+    would never be turned.
     """
     guesses = _guesses(planner.problem).to(x0.device)
     count, B = guesses.shape[0], x0.shape[0]
