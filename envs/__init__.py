@@ -9,7 +9,10 @@ from dilqr_rl.envs.double_cartpole import DoubleCartPoleDynamics, DoubleCartPole
 from dilqr_rl.envs.pendulum import PendulumDynamics, PendulumEnv, PendulumPixelsEnv, PublishedPendulumDynamics
 from dilqr_rl.envs.pendulum_v1 import pendulum_v1_task
 from dilqr_rl.envs.physics import SystemDynamics
+from dilqr_rl.envs.pixels import PixelEnv
+from dilqr_rl.envs.presets import Preset
 from dilqr_rl.envs.quadrotor import QuadrotorDynamics, QuadrotorEnv
+from dilqr_rl.envs.rewards import SurvivalReward
 from dilqr_rl.envs.vector import SystemVectorEnv
 
 __all__ = [
@@ -23,9 +26,12 @@ __all__ = [
     "PendulumDynamics",
     "PendulumEnv",
     "PendulumPixelsEnv",
+    "PixelEnv",
+    "Preset",
     "PublishedPendulumDynamics",
     "QuadrotorDynamics",
     "QuadrotorEnv",
+    "SurvivalReward",
     "SystemDynamics",
     "SystemEnv",
     "SystemVectorEnv",

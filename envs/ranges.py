@@ -72,7 +72,8 @@ class PhysicsSource:
             shares: (N, r) in [0, 1], where each number lies in its range; the ranges are in the order of their names.
         """
         names = list(self.numbers)
-        physics = np.tile([*self.numbers.values()], (len(shares), 1)).astype(np.float64)
+        physics = np.empty((len(shares), len(names)))
+        physics[:] = [*self.numbers.values()]
         for share, (name, (low, high)) in zip(shares.T, self.ranges.items(), strict=True):
             physics[:, names.index(name)] = low + (high - low) * share
         for name, number in self.given.items():

@@ -178,7 +178,7 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
 
     def _begin(self, rows: Any, source: PhysicsSource | None = None, state: Floats | None = None) -> None:
         """Begin an episode in some rows."""
-        generators = self._generators if rows is _ALL else [self._generators[row] for row in rows]
+        generators = self._generators if rows is _ALL else [self._generators[row] for row in rows.tolist()]
         starts = self._system.draw_starts(generators, source or self._system.source, state)
         self._episodes.begin(rows, *starts)
         self._elapsed[rows], self._over[rows] = 0, False

@@ -93,7 +93,7 @@ def test_a_picture_for_every_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_run_of_the_benchmark_has_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_e8_a_quick_run_of_the_benchmark_has_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark, file = stepping(), tmp_path / "stepping.json"
     found = benchmark.main(benchmark.Args(quick=True, results=file))
     said = capsys.readouterr().out

@@ -84,7 +84,10 @@ class CompiledTransition:
 
     def numbers(self, physics: Floats) -> Floats:
         """What a call takes for physics (R, p), in the order of the dynamics' parameters: R rows."""
-        return np.concatenate((physics, np.broadcast_to(self._rest, (len(physics), self._rest.size))), axis=1)
+        rows, own = physics.shape
+        numbers = np.empty((rows, own + self._rest.size))
+        numbers[:, :own], numbers[:, own:] = physics, self._rest
+        return numbers
 
     def observe(self, states: Floats) -> NDArray[np.float32]:
         """Observations (N, n) of states (N, n)."""
