@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,6 +44,7 @@ def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None
             f"{known_ids()}. "
             "Call dilqr_rl.register_task first, and again before loading."
         )
+    _check_observations(policy)
     arguments = policy.constructor_arguments()
     defaults = type(policy)(
         policy.observation_space, policy.action_space, lambda _: 0.0, task=policy.task
@@ -62,6 +64,17 @@ def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None
     metadata = {"format": _FORMAT, "version": _VERSION, "config": json.dumps(config, default=float)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     write_whole(path, lambda file: save_file(tensors, file, metadata), overwrite=overwrite)
+
+
+def _check_observations(policy: MPCPolicy) -> None:
+    """Refuse a policy that what is made of its id can't show what it sees."""
+    with closing(make_env(policy.task.name, policy.task.env_kwargs)) as env:
+        if env.observation_space.shape != policy.observation_space.shape:
+            raise ValueError(
+                f"policy: expected observations {env.observation_space.shape}, as {policy.task.name} has them, got "
+                f"{policy.observation_space.shape}. A wrapper isn't kept in a checkpoint: save the whole model with "
+                "Stable-Baselines3's own model.save, which pickles it."
+            )
 
 
 def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str) -> Policy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -56,17 +58,15 @@ class SB3VecEnv(VecEnv):
         Raises:
             ValueError: there is no environment of this id, or it refuses its arguments.
         """
-        if num_envs < 1:
-            raise ValueError(f"num_envs: expected at least 1, got {num_envs}.")
-        how: dict[str, Any] = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
-        full_id = env_id
-        if env_id.startswith("dilqr_rl/"):
-            how = {"vectorization_mode": "vector_entry_point", "autoreset_mode": AutoresetMode.SAME_STEP}
-            full_id = f"dilqr_rl.envs:{env_id}"  # imports what registers it
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}.")
+        full_id = f"dilqr_rl.envs:{env_id}" if env_id.startswith("dilqr_rl/") else env_id  # imports what registers it
+        sync = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+        batch = {"vectorization_mode": "vector_entry_point", "autoreset_mode": "same_step"}
         try:
-            return cls(gym.make_vec(full_id, num_envs, **how, **env_kwargs))
+            return cls(gym.make_vec(full_id, num_envs, **env_kwargs, **(batch if _is_native(full_id) else sync)))
         except (gym.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"env: {env_id!r} can't be made with {env_kwargs}: {error}") from error
+            raise ValueError(f"env_id: {env_id!r} can't be made with {env_kwargs}: {error}") from error
 
     def reset(self) -> VecEnvObs:
         """Start all episodes, with the seeds and options that were last set; they are used once.
@@ -172,6 +172,16 @@ class SB3VecEnv(VecEnv):
         return base
 
 
+def _is_native(env_id: str) -> bool:
+    """Whether the id has a batch that takes an autoreset mode, as ours and their like do; others' have one mode each."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    entry = gym.spec(name).vector_entry_point
+    made = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    return made is not None and "autoreset_mode" in inspect.signature(made).parameters
+
+
 def _check(vector_env: Any) -> None:
     if not isinstance(vector_env, VectorEnv):
         raise ValueError(f"vector_env: expected a gymnasium.vector.VectorEnv, as gymnasium.make_vec gives, got {vector_env!r}.")
@@ -191,22 +201,27 @@ def _one_by_one(infos: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
     Nested dicts are taken apart alike. Numbers become Python's, and arrays copies.
     """
-    found: list[dict[str, Any]] = [{} for _ in range(count)]
+    masks = {f"_{key}" for key in infos}.intersection(infos)
+    shared = {key: _each(values, count) for key, values in infos.items() if key not in masks and _all_have(key, infos)}
+    found = [dict(zip(shared, row, strict=True)) for row in zip(*shared.values(), strict=True)] or [{} for _ in range(count)]
     for key, values in infos.items():
-        if key.startswith("_") and key[1:] in infos:
-            continue
-        owners = np.flatnonzero(infos[f"_{key}"]) if f"_{key}" in infos else np.arange(count)
-        for i, value in zip(owners.tolist(), _select(values, owners, count), strict=True):
-            found[i][key] = value
+        if key not in masks and key not in shared:
+            each = _each(values, count)
+            for i in infos[f"_{key}"].nonzero()[0].tolist():
+                found[i][key] = each[i]
     return found
 
 
-def _select(values: Any, owners: NDArray[np.int64], count: int) -> list[Any]:
+def _all_have(key: str, infos: dict[str, Any]) -> bool:
+    return f"_{key}" not in infos or bool(infos[f"_{key}"].all())
+
+
+def _each(values: Any, count: int) -> list[Any]:
+    """The part of each environment."""
     if isinstance(values, dict):
-        parts = _one_by_one(values, count)
-        return [parts[i] for i in owners]
-    chosen = np.asarray(values)[owners]
-    return chosen.tolist() if chosen.ndim == 1 else list(chosen)
+        return _one_by_one(values, count)
+    array = np.array(values)
+    return array.tolist() if array.ndim == 1 else list(array)
 
 
 def _split(info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -93,8 +93,10 @@ def find_task(env: Any) -> ControlTask:
         ValueError: neither is the case.
     """
     base = env
-    while not hasattr(base, "control_task") and hasattr(base, "env"):  # a wrapper may change what a state is read from
+    while base is not env.unwrapped and not hasattr(base, "control_task"):  # a wrapper may change what a state is read from
         base = base.env
+    if hasattr(base, "num_envs"):
+        raise ValueError(f"env: expected a single environment, got the batch {base!r}. Make one with gymnasium.make.")
     spec = getattr(base, "spec", None)
     entry = _registered.get(spec.id) if spec is not None else None
     if hasattr(base, "control_task"):

@@ -4,7 +4,7 @@ import gymnasium as _gymnasium
 
 from dilqr_rl.envs.base import SystemEnv
 from dilqr_rl.envs.cartpole import CartPoleDynamics, CartPoleEnv, CartPolePixelsEnv
-from dilqr_rl.envs.context import ContextObservation
+from dilqr_rl.envs.context import ContextObservation, ContextVectorObservation
 from dilqr_rl.envs.double_cartpole import DoubleCartPoleDynamics, DoubleCartPoleEnv
 from dilqr_rl.envs.pendulum import PendulumDynamics, PendulumEnv, PendulumPixelsEnv, PublishedPendulumDynamics
 from dilqr_rl.envs.pendulum_v1 import pendulum_v1_task
@@ -21,6 +21,7 @@ __all__ = [
     "CartPoleEnv",
     "CartPolePixelsEnv",
     "ContextObservation",
+    "ContextVectorObservation",
     "DoubleCartPoleDynamics",
     "DoubleCartPoleEnv",
     "PendulumDynamics",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.costs import QuadraticCost
 from dilqr_rl.envs.camera import Camera
-from dilqr_rl.envs.checks import read_state
+from dilqr_rl.envs.checks import check_number, read_limits, read_state
 from dilqr_rl.envs.drawing import Drawing
 from dilqr_rl.envs.episodes import Episodes, Floats
 from dilqr_rl.envs.physics import SystemDynamics
@@ -49,7 +50,6 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
         camera: takes the observations; None if they are states.
         source: where an episode's physics come from.
         transition: one step of a batch.
-        control_limit: the control for an action of 1, in its own unit.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 20}
@@ -85,7 +85,9 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
             step_settings: keyword-only arguments of the dynamics that hold while stepping but not while planning.
 
         Raises:
-            ValueError: unknown names, impossible values or ranges, an unknown render mode.
+            ValueError: unknown names, impossible values or ranges, an unknown render mode, dynamics or a reward whose results
+                have the wrong shape.
+            gymnasium.error.DependencyNotInstalled: mode "human", and pygame is missing.
         """
         modes = (None, *self.metadata["render_modes"])
         if render_mode not in modes:
@@ -93,20 +95,20 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
         self.render_mode = render_mode
         self.dynamics_class = preset.dynamics_class or self.dynamics_class
         self._start_width = np.array(preset.start, np.float64)
-        self._state_limit = np.array(state_limit, np.float64)
-        self.control_limit = control_limit
-        given = self.dynamics_class.check_names("physics", physics)
-        with torch.device("cpu"):
-            dynamics = self.dynamics_class.from_physics({**preset.physics, **given}, **(step_settings or {}))
+        self._state_limit = read_limits("state_limit", state_limit, self.dynamics_class.state_size)
+        self._control_limit = check_number("control_limit", control_limit, above=0.0)
+        with _plain_torch():
+            dynamics = self.dynamics_class.from_physics(preset.physics, **(step_settings or {}))
             reward = self.reward_function()
-        self.source = PhysicsSource.read(dynamics, given, randomize)
-        self.transition = compile_transition(dynamics, reward, state_limit=self._state_limit, control_limit=control_limit)
+        self.source = PhysicsSource.read(dynamics, physics, randomize)
+        names, limits = self.dynamics_class.physics_names(), (self._state_limit, self._control_limit)
+        self.transition = compile_transition(dynamics, reward, names, state_limit=limits[0], control_limit=limits[1])
         high = self._state_limit.astype(np.float32)
         self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32) if self.camera is None else self.camera.space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.dynamics_class.control_size,), np.float32)
         self._physics = dict(self.source.numbers)
         self._episodes = Episodes(self, 1, (self.dynamics_class.control_size,))
-        self._window = Window(self.env_id)
+        self._window = Window(self.env_id, needed=render_mode == "human")
 
     @abstractmethod
     def reward_function(self) -> nn.Module:
@@ -185,7 +187,6 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
 
         Raises:
             gymnasium.error.ResetNeeded: called before `reset`.
-            gymnasium.error.DependencyNotInstalled: mode "human", and pygame is missing.
         """
         if self.render_mode is None:
             gym.logger.warn(f'{self.env_id} has no render mode; pass render_mode="rgb_array" or "human" to gymnasium.make.')
@@ -202,18 +203,23 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
         self._window.close()
 
     @property
+    def control_limit(self) -> float:
+        """The control for an action of 1, in its own unit."""
+        return self._control_limit
+
+    @property
     def physics(self) -> dict[str, float]:
         """The physics of the episode, by name; before the first one, those given at make."""
         return self._physics.copy()
 
     def stage_cost(self) -> QuadraticCost:
         """A new copy of the quadratic cost of one step, (x, u) -> cost, that plans minimise."""
-        with torch.device("cpu"):
+        with _plain_torch():
             return QuadraticCost(self.cost_weights, self.cost_goal)
 
     def control_task(self) -> ControlTask:
         """The model of this environment, with its present physics, as copies that learn without changing the environment."""
-        with torch.device("cpu"):
+        with _plain_torch():
             dynamics = self.dynamics_class.from_physics(self.physics)
         return ControlTask(
             name=self.env_id if self.spec is None else self.spec.id,
@@ -264,6 +270,13 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
     def _check_begun(self) -> None:
         if not self._episodes.begun:
             raise gym.error.ResetNeeded("Call reset() before step() or render().")
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Tensors on the CPU that can learn, wherever a person stands: under another default device, or in inference mode."""
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def observation_is_state(observation: Tensor) -> Tensor:

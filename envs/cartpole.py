@@ -155,9 +155,9 @@ class CartPoleEnv(SystemEnv):
     ) -> None:
         chosen = self.find_preset(preset)
         limits = chosen.with_limits(max_force=max_force, track_limit=track_limit, max_speed=max_speed, max_rate=max_rate)
-        track = check_number("track_limit", limits["track_limit"], at_least=0.5)
-        speed = check_number("max_speed", limits["max_speed"], at_least=0.5)
-        rate = check_number("max_rate", limits["max_rate"], at_least=1.0)
+        track = check_number("track_limit", limits["track_limit"], at_least=chosen.start[0])
+        speed = check_number("max_speed", limits["max_speed"], at_least=chosen.start[1])
+        rate = check_number("max_rate", limits["max_rate"], at_least=chosen.start[3])
         super().__init__(
             chosen,
             physics,

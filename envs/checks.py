@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_integer", "check_number", "check_one_of", "read_state", "read_vector"]
+__all__ = ["check_integer", "check_number", "check_one_of", "read_limits", "read_state", "read_vector"]
 
 _CIRCLE_TOLERANCE = 1e-3  # what float32 or a few printed digits leave of a unit radius
+_LARGEST = float(np.finfo(np.float32).max)
 _ROUNDING = 1e-12  # below this a radius is 1, and the bits of its cosine and sine are kept
 
 
@@ -26,7 +27,10 @@ def check_number(name: str, value: Any, *, above: float | None = None, at_least:
         expected += f" above {above:g}"
     if at_least is not None:
         expected += f" of at least {at_least:g}"
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
     in_range = (above is None or number > above) and (at_least is None or number >= at_least)
     if not (math.isfinite(number) and in_range):
         raise ValueError(f"{name}: expected {expected}, got {value!r}. Correct {name}, or leave it out for its default.")
@@ -41,11 +45,23 @@ def read_vector(name: str, values: Any, size: int) -> NDArray[np.float64]:
     """
     try:
         vector = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         vector = np.empty(0)
     if vector.shape != (size,) or not np.isfinite(vector).all():
         raise ValueError(f"{name}: expected an array of shape ({size},) that holds finite numbers, got {values!r}.")
     return vector
+
+
+def read_limits(name: str, values: Any, size: int) -> NDArray[np.float64]:
+    """The values as a new vector (size,) of numbers above 0 that float32 can hold.
+
+    Raises:
+        ValueError: they are none.
+    """
+    limits = read_vector(name, values, size).copy()
+    if (limits <= 0.0).any() or (limits > _LARGEST).any():
+        raise ValueError(f"{name}: expected numbers above 0 and up to {_LARGEST:g}, got {values!r}.")
+    return limits
 
 
 def read_state(name: str, values: Any, limit: NDArray[np.float64], cosines: tuple[int, ...]) -> NDArray[np.float64]:

@@ -107,7 +107,7 @@ class Episodes:
     def _read(self, action: ArrayLike) -> Floats:
         """The actions (N, m), as an array of their own."""
         try:
-            actions = np.array(action, np.float64)
+            actions = np.array(action, np.float64, order="C")
         except (TypeError, ValueError):
             raise self._bad_action(action) from None
         if actions.shape != self._action_shape:

@@ -52,6 +52,7 @@ class PendulumDynamics(SystemDynamics):
     control_size = 1
     cosines = (0,)
     positive = ("mass", "length")
+    coupled = ("mass", "length", "damping")
     mass: nn.Parameter
     length: nn.Parameter
     gravity: nn.Parameter
@@ -77,7 +78,7 @@ class PendulumDynamics(SystemDynamics):
     def check_numbers(cls, physics: Mapping[str, Any], time_step: float) -> dict[str, float]:
         """As every system; and damping, from 0 to what an Euler step can bear."""
         numbers = super().check_numbers(physics, time_step)
-        most = 2 * numbers["mass"] * numbers["length"] ** 2 / (3 * time_step)
+        most = 2 * numbers["mass"] * numbers["length"] * numbers["length"] / (3 * time_step)  # infinite, where ** would raise
         if check_number("damping", numbers["damping"], at_least=0.0) > most:
             raise ValueError(
                 f"damping: expected at most 2 mass length² / (3 time_step) = {most:g} N m s, got {numbers['damping']!r}. "
@@ -172,7 +173,8 @@ class PendulumEnv(SystemEnv):
     """Swing a pendulum up with a torque too weak to lift it at once, and balance it: `dilqr_rl/Pendulum-v0`.
 
     With its default arguments it steps exactly like Gymnasium's `Pendulum-v1`: the same starts from the same seed, the same
-    states and rewards. Unlike there, actions are scaled to [-1, 1] and physics are arguments.
+    states and rewards (`Pendulum-v1` rounds the torques of float32 actions to float32, so that states differ by some 1e-6
+    there). Unlike there, actions are scaled to [-1, 1] and physics are arguments.
 
     | action | meaning | unit |
     |---|---|---|
@@ -206,7 +208,7 @@ class PendulumEnv(SystemEnv):
             `reset(options={"physics": {...}})`, on top of these and for one episode.
         preset: one of those above; the other arguments go before it.
         randomize: ranges (lowest, highest) by name, such as {"length": (0.5, 1.5)}, drawn from anew at each reset.
-        max_speed: rad/s, to which θ' is clamped; math.inf for no limit. Plans know no limit either way.
+        max_speed: rad/s, at least 1, to which θ' is clamped; math.inf for no limit. Plans know no limit either way.
         max_torque: N m; 2 in all presets.
         render_mode: "human", "rgb_array" or None. The picture shows growing θ as counter-clockwise, as Gymnasium's does.
 
@@ -245,7 +247,8 @@ class PendulumEnv(SystemEnv):
         chosen = self.find_preset(preset)
         limits = chosen.with_limits(max_speed=max_speed, max_torque=max_torque)
         limited = limits["max_speed"] != math.inf
-        speed = check_number("max_speed", limits["max_speed"], above=0.0) if limited else math.pi / _TIME_STEP
+        least = chosen.start[1]
+        speed = check_number("max_speed", limits["max_speed"], at_least=least) if limited else math.pi / _TIME_STEP
         super().__init__(
             chosen,
             physics,

@@ -25,6 +25,7 @@ class SystemDynamics(nn.Module):
         control_size: m.
         cosines: the place in the state of the cosine of each angle; its sine follows it.
         positive: names of the parameters that must be above 0. A planner checks them whenever it is called.
+        coupled: names of physics that `check_numbers` holds against each other.
         time_step: seconds.
     """
 
@@ -32,6 +33,7 @@ class SystemDynamics(nn.Module):
     control_size: ClassVar[int]
     cosines: ClassVar[tuple[int, ...]] = ()
     positive: ClassVar[tuple[str, ...]] = ()
+    coupled: ClassVar[tuple[str, ...]] = ()
 
     _names: ClassVar[tuple[str, ...]] = ()
 
@@ -39,18 +41,26 @@ class SystemDynamics(nn.Module):
         super().__init_subclass__(**kwargs)
         arguments = inspect.signature(cls).parameters.values()
         cls._names = tuple(argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD)
+        unknown = (set(cls.positive) | set(cls.coupled)) - set(cls._names)
+        if unknown:
+            raise ValueError(f"positive, coupled: expected names among {list(cls._names)}, got {sorted(unknown)} too.")
 
     def __init__(self, physics: Mapping[str, float], time_step: float) -> None:
         """Keep the physics as parameters.
 
         Args:
-            physics: each name with its number, which must be finite, and above 0 if `positive` lists it.
+            physics: each of `physics_names()` with its number, which must be finite, and above 0 if `positive` lists it.
             time_step: seconds, above 0.
 
         Raises:
             ValueError: an impossible value.
         """
         super().__init__()
+        if set(physics) != set(self.physics_names()):
+            raise ValueError(
+                f"physics: expected a number for each of {list(self.physics_names())}, the positional arguments of "
+                f"{type(self).__name__}, got {list(physics)}. Settings are keyword-only arguments."
+            )
         self.time_step = check_number("time_step", time_step, above=0.0)
         for name, number in self.check_numbers(physics, self.time_step).items():
             setattr(self, name, nn.Parameter(torch.tensor(number, dtype=torch.float64)))
@@ -83,7 +93,8 @@ class SystemDynamics(nn.Module):
         """
         accepted = cls.physics_names()
         if values is not None and not isinstance(values, Mapping):
-            raise ValueError(f'{argument}: expected a dict such as {{"{accepted[0]}": {example}}}, got {values!r}.')
+            name = accepted[0] if accepted else "..."
+            raise ValueError(f'{argument}: expected a dict such as {{"{name}": {example}}}, got {values!r}.')
         unknown = [name for name in values or () if name not in accepted]
         if unknown:
             raise ValueError(f"{argument}: expected names among {list(accepted)}, got {unknown}. Remove or correct the latter.")
@@ -91,7 +102,7 @@ class SystemDynamics(nn.Module):
 
     @classmethod
     def check_numbers(cls, physics: Mapping[str, Any], time_step: float) -> dict[str, float]:
-        """All physics as floats, if they are possible. A subclass adds what two numbers must fulfil together.
+        """All physics as floats, if they are possible. A subclass adds what those in `coupled` must fulfil together.
 
         Raises:
             ValueError: a number that isn't finite, or not above 0 where `positive` lists it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -23,7 +24,7 @@ class PhysicsSource:
     Attributes:
         dynamics_class: whose physics.
         time_step: s.
-        numbers: every name with its number.
+        numbers: every name with its number, in the order of `physics_names()`.
         ranges: names that are drawn, with the lowest and the highest number.
         given: names that are not to be drawn after all, with their numbers. The draws happen nevertheless, so that what is
             drawn after them stays the same.
@@ -36,25 +37,27 @@ class PhysicsSource:
     given: Mapping[str, float]
 
     @classmethod
-    def read(cls, dynamics: SystemDynamics, physics: Mapping[str, float], randomize: Any) -> Self:
+    def read(cls, dynamics: SystemDynamics, physics: Any, randomize: Any) -> Self:
         """The source for what a person asked for.
 
         Args:
-            dynamics: with all numbers that don't come from ranges.
-            physics: what the person gave by number: not to be given by range, too.
-            randomize: each name with its range (lowest, highest), or None.
+            dynamics: with the numbers of all physics that the person says nothing of.
+            physics: numbers by name, or None.
+            randomize: each name with its range (lowest, highest), or None; none that has a number, too.
 
         Raises:
-            ValueError: unknown names, an empty or reversed range, impossible numbers within the ranges, a name that has both
-                a number and a range.
+            ValueError: unknown names, impossible numbers, an empty or reversed range, impossible numbers within the ranges, a
+                name that has both a number and a range.
         """
         kind = type(dynamics)
+        given = kind.check_names("physics", physics)
+        numbers = kind.check_numbers({**dynamics.physics, **given}, dynamics.time_step)
         wanted = kind.check_names("randomize", randomize, example=(0.5, 1.5))
-        twice = [name for name in wanted if name in physics]
+        twice = [name for name in wanted if name in given]
         if twice:
             raise ValueError(f"randomize: {twice} have a number in physics, too. Keep one of the two.")
         ranges = {name: _read_range(name, wanted[name]) for name in kind.physics_names() if name in wanted}
-        return cls(kind, dynamics.time_step, dynamics.physics, ranges, {})._checked()
+        return cls(kind, dynamics.time_step, numbers, ranges, {})._checked()
 
     def with_given(self, physics: Any) -> Self:
         """The same source for one episode, with numbers for some of the physics.
@@ -81,16 +84,19 @@ class PhysicsSource:
         return physics
 
     def _checked(self) -> Self:
-        """Itself, with floats, if the numbers are possible in every corner of the ranges."""
-        for corner in itertools.product(*self.ranges.values()):
-            drawn = dict(zip(self.ranges, corner, strict=True))
-            numbers = self.dynamics_class.check_numbers({**self.numbers, **drawn, **self.given}, self.time_step)
+        """Itself, with floats, if the numbers are possible at both ends of every range, and in all corners of coupled ones."""
+        coupled = [name for name in self.ranges if name in self.dynamics_class.coupled]
+        for end in (0, 1):
+            ends = {name: limits[end] for name, limits in self.ranges.items()}
+            for corner in itertools.product(*(self.ranges[name] for name in coupled)):
+                drawn = {**ends, **dict(zip(coupled, corner, strict=True))}
+                numbers = self.dynamics_class.check_numbers({**self.numbers, **drawn, **self.given}, self.time_step)
         return replace(self, given={name: numbers[name] for name in self.given})
 
 
 def _read_range(name: str, given: Any) -> tuple[float, float]:
     low, high = read_vector(f"randomize[{name!r}]", given, 2).tolist()
-    if low >= high:
+    if low >= high or high - low == math.inf:
         raise ValueError(
             f"randomize[{name!r}]: expected a range (lowest, highest), got {given!r}. A single number goes into physics."
         )

@@ -18,6 +18,7 @@ from dilqr_rl.envs.ranges import PhysicsSource
 __all__ = ["SystemVectorEnv"]
 
 _MOST = 1_000_000
+_SHELL = ("reset", "step", "read_options", "draw_starts")  # of one environment; a batch has its own
 _ALL = slice(None)
 
 
@@ -37,11 +38,24 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
         render_mode: "rgb_array" or None.
         **arguments: of the environment's class, shared by all.
 
+    Attributes:
+        env_class: of the environments.
+        system: one of them, which says what they all are; it has no episode of its own.
+
     Raises:
         ValueError: as the environment's class; a number or a mode out of what is accepted.
     """
 
     env_class: ClassVar[type[SystemEnv]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        changed = [name for name in _SHELL if getattr(cls.env_class, name) is not getattr(SystemEnv, name)]
+        if changed:
+            raise ValueError(
+                f"env_class: expected SystemEnv's own {list(_SHELL)}, got {cls.env_class.__name__} with other {changed}, which "
+                "a batch would not have. Put what differs into the dynamics, the reward or a wrapper."
+            )
 
     def __init__(
         self,
@@ -63,16 +77,21 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
             )
         self.metadata = {**self.env_class.metadata, "render_modes": ["rgb_array"], "autoreset_mode": self._mode}
         self.render_mode = render_mode
-        self._system = self.env_class(**arguments)
-        self.single_observation_space = self._system.observation_space
-        self.single_action_space = self._system.action_space
+        self.system = self.env_class(**arguments)
+        self.single_observation_space = self.system.observation_space
+        self.single_action_space = self.system.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
-        self._episodes = Episodes(self._system, self.num_envs, (self.num_envs, self._system.dynamics_class.control_size))
+        self._episodes = Episodes(self.system, self.num_envs, (self.num_envs, self.system.dynamics_class.control_size))
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._over = np.zeros(self.num_envs, np.bool_)
+
+    @property
+    def physics(self) -> dict[str, Floats]:
+        """The physics (N,) of all episodes, by name."""
+        return {name: column.copy() for name, column in self._episodes.named_physics().items()}
 
     @property  # type: ignore[misc]  # which Gymnasium's own vector environments do, too
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -100,6 +119,7 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
 
         Raises:
             ValueError: seeds of another number, a mask that is none, and as for one environment. Nothing has changed then.
+            gymnasium.error.Error: a negative seed. Nothing has changed then.
             gymnasium.error.ResetNeeded: the first reset has a mask that leaves some out.
         """
         rest = dict(options) if isinstance(options, Mapping) else options
@@ -108,7 +128,7 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
             rows = _read_mask(rest.pop("reset_mask"), self.num_envs).nonzero()[0]
             if not self._episodes.begun and len(rows) < self.num_envs:
                 raise gym.error.ResetNeeded("Call reset() without a mask first.")
-        source, state = self._system.read_options(rest)
+        source, state = self.system.read_options(rest)
         self._seed(seed, range(self.num_envs) if rows is _ALL else rows.tolist())
         self._begin(rows, source, state)
         return self._episodes.observations.copy(), self._infos(rows)
@@ -156,7 +176,7 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close what the environments hold open, which is nothing."""
-        self._system.close()
+        self.system.close()
 
     def _seed_those_without(self) -> None:
         if not self._generators:
@@ -168,9 +188,9 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
         if seed is None or isinstance(seed, (int, np.integer)):
             seeds = [None if seed is None else int(seed) + row for row in range(count)]
         else:
-            seeds = list(seed)
+            seeds = [one if one is None else int(one) for one in seed] if isinstance(seed, (Sequence, np.ndarray)) else []
         if len(seeds) != count:
-            raise ValueError(f"seed: expected an integer, or one for each of {count} environments, got {len(seeds)} of them.")
+            raise ValueError(f"seed: expected an integer, or one for each of {count} environments, got {seed!r}.")
         due = range(count) if not self._generators else [row for row in rows if seeds[row] is not None]
         made = {row: gym.utils.seeding.np_random(seeds[row]) for row in due}
         pairs = [made.get(row) or (self._generators[row], self._seeds[row]) for row in range(count)]
@@ -179,7 +199,7 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
     def _begin(self, rows: Any, source: PhysicsSource | None = None, state: Floats | None = None) -> None:
         """Begin an episode in some rows."""
         generators = self._generators if rows is _ALL else [self._generators[row] for row in rows.tolist()]
-        starts = self._system.draw_starts(generators, source or self._system.source, state)
+        starts = self.system.draw_starts(generators, source or self.system.source, state)
         self._episodes.begin(rows, *starts)
         self._elapsed[rows], self._over[rows] = 0, False
 

@@ -18,9 +18,19 @@ __all__ = ["Window"]
 
 
 class Window:
-    """A window on the screen, opened by the first frame. A copy or a pickle of it is closed."""
+    """A window on the screen, opened by the first frame. A copy or a pickle of it is closed.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: of the window.
+        needed: whether there will be a frame; then pygame must be there.
+
+    Raises:
+        gymnasium.error.DependencyNotInstalled: pygame is missing, and needed.
+    """
+
+    def __init__(self, title: str, needed: bool = False) -> None:
+        if needed:
+            _pygame()
         self.title = title
         self._screen: Surface | None = None
 

@@ -107,6 +107,13 @@ def test_e8_a_quick_run_of_the_benchmark_has_every_cell(tmp_path: Path, capsys: 
         benchmark.main(benchmark.Args(report=True, results=tmp_path / "none.json"))
 
 
+def test_e8_what_was_wanted_was_reached_in_the_run_that_is_kept() -> None:
+    cells = stepping().read(ROOT / "benchmarks" / "results" / "stepping.json")["cells"]
+    assert all(cell["times_as_fast"] >= 1 for cell in cells.values() if cell["what"].startswith("step"))
+    assert cells["batch of 1024 | dilqr_rl/Pendulum-v0"]["times_as_fast"] >= 100
+    assert all(cell["times_as_fast"] >= 50 for cell in cells.values() if cell["what"].startswith("pixels"))
+
+
 def test_the_page_s_figures_are_those_that_were_measured() -> None:
     benchmark = stepping()
     assert benchmark.markdown(benchmark.read(ROOT / "benchmarks" / "results" / "stepping.json")) in TEXT

@@ -35,9 +35,9 @@ def compile_loops(module: ModuleType, signatures: Mapping[str, str], label: str)
     functions = [name for name, value in vars(module).items() if isinstance(value, FunctionType)]
     lines = [f"{name} = njit({_OPTIONS})({name})" for name in functions]
     lines += [f"{name}.compile('void({types})')\n{name}.disable_compile()" for name, types in signatures.items()]
-    source = "\n".join((inspect.getsource(module), "from numba import njit", *lines, ""))
     try:
+        source = "\n".join((inspect.getsource(module), "from numba import njit", *lines, ""))
         return build.load(module.__name__.rpartition(".")[2], source, label)
-    except UntraceableError as error:
+    except (UntraceableError, OSError) as error:  # the latter: there is no source, in an installation of bytecode only
         _log.warning("%s will be slow, in plain Python: %s", label, error)
         return module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Transition(NamedTuple):
         states: the next ones (N, n).
         observations: these, clipped to the state limits, (N, n) in float32.
         rewards: (N,), of the states before and the controls.
-        flags: (N,), 0 where all is well, else the sum of BAD_ACTION (the action isn't finite), NOT_FINITE (the next state
+        flags: (N,), 0 where all is well, BAD_ACTION where the action isn't finite, else the sum of NOT_FINITE (the next state
             isn't) and OUTSIDE (the next state is beyond its limits).
     """
 
@@ -46,27 +46,35 @@ class Transition(NamedTuple):
 
 
 def compile_transition(
-    dynamics: nn.Module, reward: nn.Module, *, state_limit: Floats, control_limit: float
+    dynamics: nn.Module, reward: nn.Module, physics: Sequence[str], *, state_limit: Floats, control_limit: float
 ) -> CompiledTransition:
     """Compile dynamics and a reward into one function of NumPy arrays.
 
     What can't be compiled runs in PyTorch, with one line in the log that says why.
 
     Args:
-        dynamics: (x, u) -> next x, with the attribute `control_size`; its tensors are 0-d parameters, for which a transition
-            takes numbers instead.
-        reward: (x, u) -> reward (...,); its tensors stay as they are now.
+        dynamics: (x, u) -> next x, with the attribute `control_size`.
+        reward: (x, u) -> reward (...,).
+        physics: names of parameters of the dynamics, each a single number, for which a transition takes numbers. All other
+            tensors, of the dynamics and of the reward, stay as they are now.
         state_limit: (n,), the largest absolute values of a state that is inside.
         control_limit: the control for an action of 1.
+
+    Raises:
+        ValueError: the functions' results have other shapes or aren't float64, or physics aren't numbers.
     """
     limits = np.array([control_limit, *state_limit], np.float64)
-    system = _System(dynamics, reward)
-    key = (fingerprint(dynamics), fingerprint(reward), limits.size)
-    if key not in _compiled:
-        while len(_compiled) >= _MOST:
-            del _compiled[next(iter(_compiled))]
-        _compiled[key] = _compile(system, limits.size - 1)
-    return CompiledTransition(system, limits, _compiled[key])
+    system = _System(dynamics, reward, tuple(physics))
+    system.check_names()
+    # Inference mode and no_grad, where a person builds environments in them, would hide derivatives from the comparison.
+    with torch.inference_mode(False), torch.enable_grad():
+        key = (fingerprint(dynamics), fingerprint(reward), limits.size)
+        if key not in _compiled:
+            system.check_results(limits.size - 1)
+            while len(_compiled) >= _MOST:
+                del _compiled[next(iter(_compiled))]
+            _compiled[key] = _compile(system, limits.size - 1)
+        return CompiledTransition(system, limits, _compiled[key])
 
 
 class CompiledTransition:
@@ -80,13 +88,13 @@ class CompiledTransition:
         self.native = step is not None
         self._system, self._limits = system, limits
         self._step = step or system.step
-        self._rest = system.reward_numbers()
+        self._template, self._places = system.numbers()
 
     def numbers(self, physics: Floats) -> Floats:
-        """What a call takes for physics (R, p), in the order of the dynamics' parameters: R rows."""
-        rows, own = physics.shape
-        numbers = np.empty((rows, own + self._rest.size))
-        numbers[:, :own], numbers[:, own:] = physics, self._rest
+        """What a call takes for physics (R, p): R rows, with all other tensors as they were."""
+        numbers = np.empty((len(physics), self._template.size))
+        numbers[:] = self._template
+        numbers[:, self._places] = physics
         return numbers
 
     def observe(self, states: Floats) -> NDArray[np.float32]:
@@ -105,11 +113,13 @@ class CompiledTransition:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _compiled_again, (self._system.dynamics, self._system.reward, self._limits)
+        return _compiled_again, (self._system, self._limits)
 
 
-def _compiled_again(dynamics: nn.Module, reward: nn.Module, limits: Floats) -> CompiledTransition:
-    return compile_transition(dynamics, reward, state_limit=limits[1:], control_limit=float(limits[0]))
+def _compiled_again(system: _System, limits: Floats) -> CompiledTransition:
+    return compile_transition(
+        system.dynamics, system.reward, system.physics, state_limit=limits[1:], control_limit=float(limits[0])
+    )
 
 
 @dataclass(frozen=True)
@@ -118,18 +128,51 @@ class _System:
 
     dynamics: nn.Module
     reward: nn.Module
+    physics: tuple[str, ...]
+
+    @property
+    def control_size(self) -> int:
+        """The number m of controls."""
+        size: int = self.dynamics.control_size  # type: ignore[assignment]
+        return size
 
     def tensors(self) -> list[Tensor]:
-        return [*self._of(self.dynamics).values(), *self._of(self.reward).values()]
+        """All of them, those of the dynamics first."""
+        return [*_tensors(self.dynamics).values(), *_tensors(self.reward).values()]
 
-    def reward_numbers(self) -> Floats:
-        parts = [tensor.detach().double().reshape(-1).numpy() for tensor in self._of(self.reward).values()]
-        return np.concatenate([np.empty(0), *parts])
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each tensor starts in a row of numbers."""
+        return np.cumsum([0, *(tensor.numel() for tensor in self.tensors())])[:-1]
+
+    def numbers(self) -> tuple[Floats, NDArray[np.int64]]:
+        """The tensors' numbers in a row, and the places of the physics among them."""
+        parts = [tensor.detach().double().reshape(-1).numpy() for tensor in self.tensors()]
+        starts = dict(zip(_tensors(self.dynamics), self.offsets(), strict=False))
+        return np.concatenate([np.empty(0), *parts]), np.array([starts[name] for name in self.physics], np.int64)
+
+    def check_names(self) -> None:
+        """Look for the physics; see `compile_transition`."""
+        own = _tensors(self.dynamics)
+        for name in self.physics:
+            if name not in own or own[name].numel() != 1:
+                raise ValueError(f"physics: expected a parameter of a single number for {name!r}, got {own.get(name)}.")
+
+    def check_results(self, n: int) -> None:
+        """Call the functions once; see `compile_transition`."""
+        m = self.control_size
+        x, u = (torch.full((3, size), 0.5, dtype=torch.float64) for size in (n, m))
+        for label, function, shape in (("dynamics", self.dynamics, (3, n)), ("reward", self.reward, (3,))):
+            result: Any = functional_call(function, _doubles(function), (x, u))
+            if not isinstance(result, Tensor) or tuple(result.shape) != shape or result.dtype != torch.float64:
+                came = f"{tuple(result.shape)} of {result.dtype}" if isinstance(result, Tensor) else repr(result)
+                raise ValueError(
+                    f"{label}: expected a float64 tensor of shape {shape} for 3 float64 states (3, {n}) and controls (3, {m}), "
+                    f"got {came}."
+                )
 
     def outputs(self, x: Tensor, u: Tensor) -> Tensor:
         """Next states and rewards (N, n+1), with the tensors as they are."""
-        own = {name: tensor.detach().double() for name, tensor in self._of(self.dynamics).items()}
-        return self._call(own, x, u)
+        return self._call({}, x, u)
 
     @torch.no_grad()
     def step(
@@ -144,41 +187,46 @@ class _System:
         flags: NDArray[np.int64],
     ) -> None:
         """As the kernel's `transition`."""
-        names = self._of(self.dynamics)
-        columns = torch.from_numpy(numbers[:, : len(names)]).unbind(1)
+        _, places = self.numbers()
+        columns = torch.from_numpy(numbers[:, places]).unbind(1)
         controls = limits[0] * actions.clip(-1.0, 1.0)
-        results = self._call(dict(zip(names, columns, strict=True)), torch.from_numpy(states), torch.from_numpy(controls))
+        results = self._call(
+            dict(zip(self.physics, columns, strict=True)), torch.from_numpy(states), torch.from_numpy(controls)
+        )
         following[:], rewards[:] = results[:, :-1].numpy(), results[:, -1].numpy()
         observations[:] = following.clip(-limits[1:], limits[1:])
-        flags[:] = np.where(np.isfinite(actions).all(1), 0, BAD_ACTION)
-        flags += np.where(np.isfinite(following).all(1), 0, NOT_FINITE)
+        flags[:] = np.where(np.isfinite(following).all(1), 0, NOT_FINITE)
         flags += np.where((np.abs(following) > limits[1:]).any(1), OUTSIDE, 0)
+        flags[~np.isfinite(actions).all(1)] = BAD_ACTION
 
     def _call(self, values: dict[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
-        rest = {name: tensor.detach().double() for name, tensor in self._of(self.reward).items()}
-        following = functional_call(self.dynamics, values, (x, u))
-        rewards = functional_call(self.reward, rest, (x, u))
+        following = functional_call(self.dynamics, {**_doubles(self.dynamics), **values}, (x, u))
+        rewards = functional_call(self.reward, _doubles(self.reward), (x, u))
         return torch.cat((following, rewards.unsqueeze(-1)), dim=-1)
 
-    @staticmethod
-    def _of(module: nn.Module) -> dict[str, Tensor]:
-        return dict((*module.named_parameters(), *module.named_buffers()))
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers, by name."""
+    return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def _doubles(module: nn.Module) -> dict[str, Tensor]:
+    """Those of floating point, in float64."""
+    return {name: tensor.detach().double() for name, tensor in _tensors(module).items() if tensor.is_floating_point()}
 
 
 def _compile(system: _System, n: int) -> Callable[..., None] | None:
     label = type(system.dynamics).__name__
     try:
-        m: int = system.dynamics.control_size  # type: ignore[assignment]
-        tensors = system.tensors()
+        m, tensors = system.control_size, system.tensors()
         model = write_model(Functions(system.dynamics, system.reward, None, n, m), tensors, only=("constants", "advance"))
         if len(model.values) > len(tensors):
             raise UntraceableError("the dynamics or the reward use a tensor that is none of their parameters or buffers")
         generator = torch.Generator().manual_seed(0)
         x, u = (torch.randn(3, size, generator=generator, dtype=torch.float64) for size in (n, m))
         compare(model, system.outputs, x, u)
-        addresses = build.functions(model, f"{label} for stepping")
+        addresses, offsets = build.functions(model, f"{label} for stepping"), system.offsets()
         sizes = np.array([model.constants_size, model.work_size], np.int64)
-        offsets = np.cumsum([0, *(tensor.numel() for tensor in tensors)])[:-1]
         transition = build.stepper().transition
         return lambda limits, numbers, *arrays: transition(addresses, sizes, limits, numbers, offsets, *arrays)
     except Exception as error:  # whatever it is: PyTorch will do, or tell better

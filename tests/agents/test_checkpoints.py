@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,6 +27,7 @@ from dilqr_rl.agents import CheckpointError, MPCPolicy
 from dilqr_rl.agents import checkpoints as module
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.files import write_whole
+from dilqr_rl.envs import ContextObservation
 
 SETTINGS: dict[str, Any] = {
     "horizon": 6,
@@ -341,8 +344,9 @@ def test_a_file_has_the_permissions_of_any_new_file(saved: Path, tmp_path: Path)
 
 def test_a_policy_that_could_not_be_found_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
-    register_task("Mine-v0", "dilqr_rl.envs.pendulum:pendulum_v1_task")
-    env = make_env("Pendulum-v1")
+    register_task("Mine-v0", "dilqr_rl.envs.pendulum_v1:pendulum_v1_task")
+    monkeypatch.setitem(gym.registry, "Mine-v0", EnvSpec("Mine-v0", gym.spec("Pendulum-v1").entry_point))
+    env = make_env("Mine-v0")
     task = replace(find_task(env), name="Mine-v0")
     policy = MPCPolicy(env.observation_space, env.action_space, lambda _: 0.0, task=task, horizon=3)
     policy.save(tmp_path / "known.safetensors")
@@ -350,6 +354,15 @@ def test_a_policy_that_could_not_be_found_again_is_not_written(tmp_path: Path, m
     with pytest.raises(ValueError, match=r"its task 'Mine-v0' couldn't be found again.*register_task"):
         policy.save(tmp_path / "unknown.safetensors")
     assert not (tmp_path / "unknown.safetensors").exists()
+
+
+def test_a_wrapped_environment_is_not_kept_and_says_so(tmp_path: Path) -> None:
+    policy = MPCPolicy.for_env(ContextObservation(make_env("dilqr_rl/Pendulum-v0")), horizon=3)
+    with pytest.raises(
+        ValueError, match=r"policy: expected observations \(3,\), as dilqr_rl/Pendulum-v0 has them, got \(8,\)\."
+    ):
+        policy.save(tmp_path / "policy.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_code_is_not_kept_and_says_so(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from dilqr_rl.agents import SB3VecEnv
 from dilqr_rl.agents.environments import make_env
+from dilqr_rl.envs.pendulum import PendulumVectorEnv
 
 COUNT = 3
 SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -289,17 +290,22 @@ def test_only_vector_environments_with_arrays_of_their_own() -> None:
 
 def test_make_by_id() -> None:
     native = SB3VecEnv.make("dilqr_rl/Pendulum-v0", 2, physics={"mass": 0.5}, render_mode="rgb_array")
+    assert (
+        type(native.vector_env) is type(SB3VecEnv.make("dilqr_rl.envs:dilqr_rl/Pendulum-v0", 2).vector_env) is PendulumVectorEnv
+    )
+    assert native.spec is not None
+    native.spec.to_json()
     native.reset()
     assert [info["physics"]["mass"] for info in native.reset_infos] == [0.5, 0.5]
     assert native.render_mode == "rgb_array"
     assert native.render().shape == (1000, 500, 3)
     ours = SB3VecEnv.make("Pendulum-v1", 2, g=9.81)
     assert ours.get_attr("g") == [9.81, 9.81]
-    with pytest.raises(ValueError, match=r"env: 'Nonsense-v1' can't be made with {}: "):
+    with pytest.raises(ValueError, match=r"env_id: 'Nonsense-v1' can't be made with {}: "):
         SB3VecEnv.make("Nonsense-v1", 2)
-    with pytest.raises(ValueError, match=r"env: 'Pendulum-v1' can't be made with {'colour': 3}: "):
+    with pytest.raises(ValueError, match=r"env_id: 'Pendulum-v1' can't be made with {'colour': 3}: "):
         SB3VecEnv.make("Pendulum-v1", 2, colour=3)
-    with pytest.raises(ValueError, match=r"num_envs: expected at least 1, got 0\."):
+    with pytest.raises(ValueError, match=r"num_envs: expected an integer of at least 1, got 0\."):
         SB3VecEnv.make("Pendulum-v1", 0)
 
 

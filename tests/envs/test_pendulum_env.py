@@ -51,6 +51,21 @@ def test_e12_default_physics_step_like_pendulum_v1(act: Actor) -> None:
     assert act is random_actions or fastest == 8.0
 
 
+def test_e12_any_action_in_float64_steps_like_pendulum_v1() -> None:
+    for seed in SEEDS:
+        ours, theirs = make("dilqr_rl/Pendulum-v0").unwrapped, make("Pendulum-v1").unwrapped
+        ours.reset(seed=seed), theirs.reset(seed=seed)
+        generator = np.random.default_rng(seed)
+        for _ in range(100):
+            action = generator.uniform(-1.0, 1.0, 1)
+            _, reward, _, _, info = ours.step(action)
+            expected = theirs.step(2.0 * action)
+            angle, rate = theirs.state
+            # Both round alike, but a swing past the top multiplies what a sine's last bit leaves.
+            np.testing.assert_allclose(info["state"], [math.cos(angle), math.sin(angle), rate], rtol=0.0, atol=1e-9)
+            assert reward == pytest.approx(float(expected[1]), abs=1e-8)
+
+
 def test_without_a_speed_limit_it_speeds_up_and_the_observation_is_clipped() -> None:
     env = make("dilqr_rl/Pendulum-v0", max_speed=math.inf, max_torque=20.0)
     _, info = env.reset(seed=0)
@@ -100,5 +115,5 @@ def test_the_task_of_pendulum_v1_refuses_other_environments() -> None:
 
 @pytest.mark.parametrize("max_speed", [0.0, -1.0, math.nan, "fast"])
 def test_impossible_speed_limits_are_refused(max_speed: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_speed: expected a finite number above 0, got"):
+    with pytest.raises(ValueError, match=r"max_speed: expected a finite number of at least 1, got"):
         make("dilqr_rl/Pendulum-v0", max_speed=max_speed)

@@ -140,6 +140,7 @@ def test_the_published_complex_pendulum_is_as_printed(angle: float) -> None:
         ([1.0], r"options: expected a dict with keys among \('physics', 'state'\), got \[1\.0\]"),
         ({"physics": {"bogus": 1.0}}, r"physics: expected names among \[.*'gravity'.*\], got \['bogus'\]"),
         ({"physics": {"gravity": math.nan}}, r"gravity: expected a finite number, got nan"),
+        ({"physics": {"gravity": 10**400}}, r"gravity: expected a finite number, got 1000"),
         ({"physics": {"gravity": "strong"}}, r"gravity: expected a finite number, got 'strong'"),
         ({"physics": "moon"}, r"physics: expected a dict such as .*, got 'moon'"),
         ({"state": [1.0]}, r'options\["state"\]: expected an array of shape \(\d,\) that holds finite numbers, got \[1\.0\]'),
@@ -185,6 +186,10 @@ def test_masses_and_lengths_below_zero_are_refused(env_id: str) -> None:
         ({"gravity": (3.0, math.inf)}, r"randomize\['gravity'\]: expected an array of shape \(2,\) that holds finite numbers"),
         ({"gravity": 3.0}, r"randomize\['gravity'\]: expected an array of shape \(2,\) that holds finite numbers, got 3\.0"),
         ({"bogus": (1.0, 2.0)}, r"randomize: expected names among \[.*'gravity'.*\], got \['bogus'\]"),
+        (
+            {"gravity": (-1e308, 1e308)},
+            r"randomize\['gravity'\]: expected a range \(lowest, highest\), got \(-1e\+308, 1e\+308\)",
+        ),
         ("all", r"randomize: expected a dict such as .*\(0\.5, 1\.5\)\}, got 'all'"),
     ],
 )
@@ -198,6 +203,11 @@ def test_a_name_with_a_number_and_a_range_is_refused() -> None:
         make("dilqr_rl/Pendulum-v0", physics={"mass": 1.0}, randomize={"mass": (0.5, 1.5)})
     env = make("dilqr_rl/Pendulum-v0", preset="windy", randomize={"wind": (0.0, 1.0)})  # of a preset it is replaced
     assert env.reset(seed=0)[1]["physics"]["damping"] == 0.1
+
+
+def test_lengths_whose_squares_overflow_bear_any_damping() -> None:
+    env = make("dilqr_rl/Pendulum-v0", physics={"length": 1e200, "damping": 1e3})
+    assert env.reset(seed=0)[1]["physics"]["length"] == 1e200
 
 
 def test_ranges_whose_corners_are_impossible_together_are_refused() -> None:

@@ -15,6 +15,8 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from systems import changed_physics, each_id, each_state_id
 
+from dilqr_rl.envs import PendulumEnv, SystemVectorEnv
+
 MODES = ("next_step", "same_step", "disabled")
 each_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -183,6 +185,32 @@ def test_bad_actions_are_refused_and_change_nothing(mode: str) -> None:
     assert same(env.step(np.ones((3, 1))), twin.step(np.ones((3, 1))))
 
 
+@pytest.mark.parametrize("kind", ["columns", "fortran", "broadcast", "reversed", "list", "float32", "read-only"])
+def test_actions_may_lie_in_memory_in_any_way(kind: str) -> None:
+    plain = np.random.default_rng(0).uniform(-1.0, 1.0, (4, 2))
+    if kind == "broadcast":
+        plain[:] = plain[0]
+    elif kind == "float32":
+        plain = plain.astype(np.float32).astype(np.float64)
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    given: dict[str, Any] = {
+        "columns": np.stack((plain[:, 0], plain[:, 1])).T,
+        "fortran": np.asfortranarray(plain),
+        "broadcast": np.broadcast_to(plain[0], (4, 2)),
+        "reversed": plain[::-1].copy()[::-1],
+        "list": plain.tolist(),
+        "float32": plain.astype(np.float32),
+        "read-only": frozen,
+    }
+    results = []
+    for actions in (plain, given[kind]):
+        env = batch("dilqr_rl/Quadrotor-v0", 4)
+        env.reset(seed=0)
+        results.append(env.step(actions))
+    assert same(*results)
+
+
 def test_a_state_that_overflows_is_an_error_that_names_it() -> None:
     env = batch("dilqr_rl/CartPole-v0")
     env.reset(seed=0, options={"physics": {"cart_mass": 1e-310, "pole_mass": 1e-310}})
@@ -228,7 +256,8 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize(
     ("reset", "message"),
     [
-        ({"seed": [1, 2]}, r"seed: expected an integer, or one for each of 3 environments, got 2 of them"),
+        ({"seed": [1, 2]}, r"seed: expected an integer, or one for each of 3 environments, got \[1, 2\]"),
+        ({"seed": 1.5}, r"seed: expected an integer, or one for each of 3 environments, got 1\.5"),
         (
             {"options": {"reset_mask": [True] * 3}},
             r'options\["reset_mask"\]: expected a bool array \(3,\) that is True somewhere',
@@ -245,3 +274,12 @@ def test_bad_resets_are_refused_and_change_nothing(reset: dict[str, Any], messag
         env.reset(**{"seed": 4, **reset})
     assert same(env.step(np.ones((3, 1))), twin.step(np.ones((3, 1))))
     assert same(env.reset(), twin.reset())
+
+
+def test_a_class_that_steps_in_its_own_way_has_no_batch() -> None:
+    class Shaped(PendulumEnv):
+        def step(self, action: Any) -> Any:
+            return super().step(action)
+
+    with pytest.raises(ValueError, match=r"env_class: expected SystemEnv's own .*, got Shaped with other \['step'\]"):
+        type("ShapedVectorEnv", (SystemVectorEnv,), {"env_class": Shaped})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dilqr_rl.native.kernel.memory import call_float, call_void, outer, pointer, shift
+from dilqr_rl.native.kernel.memory import call_float, call_void, inner, outer, pointer, shift
 
 CONSTANTS, ADVANCE = 0, 1  # places of the model's functions
 BAD_ACTION, NOT_FINITE, OUTSIDE = 1, 2, 4  # flags
@@ -33,6 +33,20 @@ def step(model: Any, sizes: Any, P: Any, offs: Any, x: Any, u: Any, following: A
         call_float(model[ADVANCE], (state, control, pointer(c), pointer(P), pointer(offs), pointer(work), after))
     # A pointer does not keep its array alive: the last use of the name does.
     c[0], work[0] = 0.0, 0.0
+
+
+@inner
+def observe(state: Any, limits: Any, seen: Any) -> int:
+    """Write a state (n,), clipped to its limits, and return its flags."""
+    flag = 0
+    for i in range(state.shape[0]):
+        value, limit = state[i], limits[1 + i]
+        if not np.isfinite(value):
+            flag |= NOT_FINITE
+        elif abs(value) > limit:
+            flag |= OUTSIDE
+        seen[i] = min(max(value, -limit), limit)
+    return flag
 
 
 @outer
@@ -62,7 +76,7 @@ def transition(
         following: (B, n), out.
         seen: (B, n) float32, `following` clipped to the limits, out.
         reward: (B,), of state and control, out.
-        flags: (B,), out: the sum of BAD_ACTION (not finite), NOT_FINITE (the next state) and OUTSIDE (likewise).
+        flags: (B,), out: BAD_ACTION (not finite), or the sum of NOT_FINITE and OUTSIDE (the next state).
     """
     n, m = x.shape[1], action.shape[1]
     c, work, u = np.empty(sizes[0]), np.empty(sizes[1]), np.empty(m)
@@ -70,20 +84,12 @@ def transition(
         row = shift(pointer(P), b * P.shape[1] if P.shape[0] > 1 else 0)
         if b == 0 or P.shape[0] > 1:
             call_void(model[CONSTANTS], (row, pointer(offs), pointer(c), pointer(work)))
-        flag = 0
+        finite = True
         for j in range(m):
-            if not np.isfinite(action[b, j]):
-                flag |= BAD_ACTION
+            finite = finite and np.isfinite(action[b, j])
             u[j] = limits[0] * min(max(action[b, j], -1.0), 1.0)
         state, after = shift(pointer(x), b * n), shift(pointer(following), b * n)
         reward[b] = call_float(model[ADVANCE], (state, pointer(u), pointer(c), row, pointer(offs), pointer(work), after))
-        for i in range(n):
-            value, limit = following[b, i], limits[1 + i]
-            if not np.isfinite(value):
-                flag |= NOT_FINITE
-            elif abs(value) > limit:
-                flag |= OUTSIDE
-            seen[b, i] = min(max(value, -limit), limit)
-        flags[b] = flag
+        flags[b] = observe(following[b], limits, seen[b]) if finite else BAD_ACTION
     # A pointer does not keep its array alive: the last use of the name does.
     c[0], work[0], u[0] = 0.0, 0.0, P[0, 0]

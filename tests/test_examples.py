@@ -1,0 +1,47 @@
+"""The examples that learn by PPO do what they say."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "ppo_pendulum.py"
+
+if not SCRIPT.exists():
+    pytest.skip("not in a checkout", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    spec = importlib.util.spec_from_file_location("ppo_pendulum", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_ppo_swings_the_state_pendulum_up(example: Any, tmp_path: Path) -> None:
+    points = example.main(example.Args("state", out=tmp_path))
+    assert points[0].mean_return < -900
+    assert points[-1].mean_return > -250  # five seeds end between -135 and -126
+    assert [point.steps for point in points] == list(range(0, 24_577, 2_048))
+    with (tmp_path / "ppo_state.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mean_return"]) for row in rows] == [point.mean_return for point in points]
+    assert (tmp_path / "ppo_state.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_ppo_starts_learning_from_pixels(example: Any, tmp_path: Path) -> None:
+    points = example.main(example.Args("pixels", environments=4, steps=512, seeds=(0, 1), out=tmp_path))
+    assert [(point.seed, point.steps) for point in points] == [(0, 0), (0, 512), (1, 0), (1, 512)]
+    assert all(before.mean_return != after.mean_return for before, after in zip(points[::2], points[1::2], strict=True))
+    assert (tmp_path / "ppo_pixels.png").exists()
