@@ -1,7 +1,9 @@
 """Stock PPO of Stable-Baselines3 swings a pendulum up, from its state or from pixels, on a native batch of environments.
 
-Run it: `python examples/ppo_pendulum.py state` or `python examples/ppo_pendulum.py pixels`. A policy that pushes at random
-returns about -1200, the best ones about -140. It writes each seed's returns as a table and their spread as a picture.
+Run it: `python examples/ppo_pendulum.py state` takes some five seconds on one core, `python examples/ppo_pendulum.py pixels`
+some two and a half minutes. Before learning, the mean return is about -1100; at the end, over seeds 0 to 4, it is between
+-136 and -126 from states and between -160 and -134 from pixels. Table and picture of each are in examples/results, made with
+`--seeds 0 1 2 3 4 --out examples/results`.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pixels": ("dilqr_rl/PendulumPixels-v0", {"grey": True}),
 }
 # Noise that is a function of the state keeps its sign for long enough to swing the rod, and the rewards of the next second
-# tell how well that went: hence use_sde and a small gamma.
+# tell how well that went: hence use_sde and a gamma that small.
 PPO_SETTINGS: dict[str, Any] = {
-    "n_steps": 64, "batch_size": 256, "n_epochs": 10, "gamma": 0.9, "use_sde": True, "sde_sample_freq": 4, "device": "cpu",
+    "n_steps": 64, "batch_size": 256, "n_epochs": 10, "gamma": 0.95, "use_sde": True, "sde_sample_freq": 4, "device": "cpu",
 }  # fmt: skip
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "state": ("MlpPolicy", {"learning_rate": LinearSchedule(3e-3, 0.0, 1.0)}),
@@ -45,9 +47,9 @@ EVALUATION_SEED = 10_000
 @dataclass(frozen=True)
 class Args:
     sees: tyro.conf.Positional[Literal["state", "pixels"]] = "state"
-    steps: int = 50_000
+    steps: int = 24_576
     """of all environments together, for each seed"""
-    evaluate_every: int = 4_000
+    evaluate_every: int = 2_048
     seeds: tuple[int, ...] = (0,)
     environments: int = 32
     out: Path = Path("ppo_results")
