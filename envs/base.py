@@ -92,6 +92,8 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
         modes = (None, *self.metadata["render_modes"])
         if render_mode not in modes:
             raise ValueError(f"render_mode: expected one of {modes}, got {render_mode!r}.")
+        if not isinstance(preset, Preset):
+            raise ValueError(f"preset: expected what find_preset returns, as the first argument, got {preset!r}.")
         self.render_mode = render_mode
         self.dynamics_class = preset.dynamics_class or self.dynamics_class
         self._start_width = np.array(preset.start, np.float64)
@@ -100,6 +102,7 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
         with _plain_torch():
             dynamics = self.dynamics_class.from_physics(preset.physics, **(step_settings or {}))
             reward = self.reward_function()
+        self._check_start()
         self.source = PhysicsSource.read(dynamics, physics, randomize)
         names, limits = self.dynamics_class.physics_names(), (self._state_limit, self._control_limit)
         self.transition = compile_transition(dynamics, reward, names, state_limit=limits[0], control_limit=limits[1])
@@ -263,6 +266,24 @@ class SystemEnv(gym.Env[NDArray[Any], NDArray[np.float32]], ABC):
         if state is not None:
             states[:] = state
         return states, source.at(shares[:, width.size :])
+
+    def _check_start(self) -> None:
+        """Starts must be states, and at both ends of their ranges within the limits.
+
+        Raises:
+            ValueError: they aren't.
+        """
+        ends = self.states_at(np.stack((-self._start_width, self._start_width)))
+        if np.shape(ends) != (2, self._state_limit.size):
+            raise ValueError(
+                f"states_at: expected states (2, {self._state_limit.size}) at coordinates {(2, self._start_width.size)}, got "
+                f"shape {np.shape(ends)}."
+            )
+        if not (np.abs(ends) <= self._state_limit + 1e-9).all():  # a cosine and its bound round in their own ways
+            raise ValueError(
+                f"state_limit: expected room for all starts, up to {np.abs(ends).max(axis=0).tolist()}, got "
+                f"{self._state_limit.tolist()}. Widen the limits or narrow the preset's start."
+            )
 
     def _info(self) -> dict[str, Any]:
         return {"state": self._episodes.states[0].copy(), "physics": self._physics.copy()}

@@ -120,7 +120,8 @@ class Episodes:
         if after.flags[bad] & BAD_ACTION:
             raise self._bad_action(action)
         raise FloatingPointError(
-            f"The state after {self.states[bad]} is not finite; the physics {self.physics(bad)} are too extreme."
+            f"The state after {self.states[bad]} is not finite; the physics {self.physics(bad)} are too extreme, or the "
+            "dynamics go wrong there."
         )
 
     def _bad_action(self, action: Any) -> ValueError:

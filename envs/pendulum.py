@@ -288,8 +288,8 @@ class PendulumPixelsEnv(PixelEnv, PendulumEnv):
         size: of a frame, pixels a side, from 16 to 512; 64 by default. The published experiments have 224.
         frame_stack: frames in an observation, 4 by default. At an episode's start they are all the same.
         grey: one channel (luminance) a frame instead of three.
-        style: "picture", as a person sees it but without the arrow of the torque; "line": as published, one line from the
-            centre, dark on white.
+        style: "picture", as a person sees it but without the arrow of the torque: from a length of 1.3 m on the view shrinks to
+            fit the rod in. "line": as published, one line from the centre, dark on white, as long whatever the physics.
 
     Version history:
         v0: first version.

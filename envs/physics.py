@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -41,9 +42,15 @@ class SystemDynamics(nn.Module):
         super().__init_subclass__(**kwargs)
         arguments = inspect.signature(cls).parameters.values()
         cls._names = tuple(argument.name for argument in arguments if argument.kind is argument.POSITIONAL_OR_KEYWORD)
-        unknown = (set(cls.positive) | set(cls.coupled)) - set(cls._names)
-        if unknown:
-            raise ValueError(f"positive, coupled: expected names among {list(cls._names)}, got {sorted(unknown)} too.")
+        for attribute in ("positive", "coupled"):
+            given = getattr(cls, attribute)
+            if isinstance(given, str) or not set(given) <= set(cls._names):
+                raise ValueError(f"{attribute}: expected a tuple of names among {list(cls._names)}, got {given!r}.")
+        size = getattr(cls, "state_size", math.inf)
+        if not all(isinstance(place, int) and 0 <= place < size - 1 for place in cls.cosines):
+            raise ValueError(
+                f"cosines: expected places from 0 to state_size - 2, each with its sine behind it, got {cls.cosines}."
+            )
 
     def __init__(self, physics: Mapping[str, float], time_step: float) -> None:
         """Keep the physics as parameters.

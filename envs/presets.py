@@ -27,5 +27,12 @@ class Preset:
     dynamics_class: type[SystemDynamics] | None = None
 
     def with_limits(self, **given: float | None) -> dict[str, float]:
-        """The limits by name, those given in the place of its own; None is not given."""
+        """The limits by name, those given in the place of its own; None is not given.
+
+        Raises:
+            ValueError: a name that the preset's limits lack.
+        """
+        missing = [name for name in given if name not in self.limits]
+        if missing:
+            raise ValueError(f"limits: expected {list(given)} in the preset, got {list(self.limits)}. Add {missing}.")
         return {name: self.limits[name] if value is None else value for name, value in given.items()}

@@ -137,7 +137,7 @@ class QuadrotorEnv(SystemEnv):
         place_limit: of x and y, m, at least as wide as the starts, as the next two.
         max_speed: of x' and y', m/s.
         max_rate: of θ', rad/s.
-        render_mode: "human", "rgb_array" or None.
+        render_mode: "human", "rgb_array" or None. The picture ends at place_limit; the body in it is larger than to scale.
 
     Raises:
         ValueError: unknown names, impossible values or ranges, an unknown preset or render mode.
@@ -193,6 +193,7 @@ class QuadrotorEnv(SystemEnv):
             angle=np.arctan2(states[:, 5], states[:, 4]),
             arm=physics["arm"],
             throttles=(efforts[:, 0], efforts[:, 1]),
+            place_limit=float(self._state_limit[0]),
         )
 
 

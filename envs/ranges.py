@@ -85,18 +85,31 @@ class PhysicsSource:
 
     def _checked(self) -> Self:
         """Itself, with floats, if the numbers are possible at both ends of every range, and in all corners of coupled ones."""
+        try:
+            numbers = self._check_ends()
+        except ValueError as error:
+            if not self.ranges:
+                raise
+            raise ValueError(f"physics, at an end of the ranges {dict(self.ranges)}: {error}") from None
+        return replace(self, given={name: numbers[name] for name in self.given})
+
+    def _check_ends(self) -> dict[str, float]:
+        """The numbers at one of the ends, which are all possible."""
         coupled = [name for name in self.ranges if name in self.dynamics_class.coupled]
         for end in (0, 1):
             ends = {name: limits[end] for name, limits in self.ranges.items()}
             for corner in itertools.product(*(self.ranges[name] for name in coupled)):
                 drawn = {**ends, **dict(zip(coupled, corner, strict=True))}
                 numbers = self.dynamics_class.check_numbers({**self.numbers, **drawn, **self.given}, self.time_step)
-        return replace(self, given={name: numbers[name] for name in self.given})
+        return numbers
 
 
 def _read_range(name: str, given: Any) -> tuple[float, float]:
-    low, high = read_vector(f"randomize[{name!r}]", given, 2).tolist()
-    if low >= high or high - low == math.inf:
+    try:
+        low, high = read_vector(f"randomize[{name!r}]", given, 2).tolist()
+    except ValueError:
+        low = high = math.nan
+    if not low < high or high - low == math.inf:
         raise ValueError(
             f"randomize[{name!r}]: expected a range (lowest, highest), got {given!r}. A single number goes into physics."
         )

@@ -24,7 +24,6 @@ __all__ = [
 
 FRAME_SIZE = 500
 LINE_LENGTH = 0.4  # of a pendulum in the style of `draw_line`
-_QUADROTOR_VIEW = 3.5  # m, from the middle of the picture to its edges
 _TICKS = 17  # as many as the picture can hold, 1/16 of its side apart
 
 _PAPER: Colour = (250, 250, 252)
@@ -112,28 +111,31 @@ def draw_quadrotor(
     angle: Numbers,
     arm: Numbers,
     throttles: Point,
+    place_limit: float,
 ) -> None:
     """Draw a quadrotor from the side, an arrow for each rotor's thrust, and a cross at the origin.
 
-    The view ends 3.5 m from the origin on every side, and who flies on stays at its edge. Lines are a metre apart.
+    Lines are a metre apart; 2, 4, 8 ... where the view is wider than 8 m to a side.
 
     Args:
         drawing: where to, all of it.
         position_x: m, growing to the right.
         position_y: m, growing upwards.
         angle: rad, 0 upright, growing clockwise.
-        arm: m, from the middle to each rotor; drawn longer than to scale, so that it can be seen.
+        arm: m, from the middle to each rotor; all of the body is larger than to scale, so that it can be seen.
         throttles: of the left and the right rotor, in [-1, 1], from no thrust to full thrust.
+        place_limit: m, where the view ends, on every side of the origin; who flies on stays at its edge.
     """
     drawing.background = _PAPER
-    metre = 0.5 / _QUADROTOR_VIEW
-    lines = 0.5 + metre * np.arange(-3.0, 4.0)[:, None]
+    metre = 0.47 / place_limit
+    gap = metre * 2.0 ** max(0.0, math.ceil(math.log2(place_limit / 8.0)))
+    lines = 0.5 + gap * np.arange(-8.0, 9.0)[:, None]
     drawing.capsule((lines, -0.1), (lines, 1.1), 0.001, _GRID)
     drawing.capsule((-0.1, lines), (1.1, lines), 0.001, _GRID)
     drawing.capsule((0.46, 0.5), (0.54, 0.5), 0.005, _STEEL)
     drawing.capsule((0.5, 0.46), (0.5, 0.54), 0.005, _STEEL)
     centre = (0.5 + np.clip(position_x * metre, -0.5, 0.5), 0.5 - np.clip(position_y * metre, -0.5, 0.5))
-    reach = np.minimum(0.06 + arm * metre, 0.25)
+    reach = np.minimum(0.06 + arm * metre, 0.2)
     body = _Body(centre, np.sin(angle), np.cos(angle))
     for side, throttle in zip((-reach, reach), throttles, strict=True):
         _thrust_arrow(drawing, body, side, 0.5 + 0.5 * throttle)

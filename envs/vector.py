@@ -50,10 +50,11 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        changed = [name for name in _SHELL if getattr(cls.env_class, name) is not getattr(SystemEnv, name)]
+        env_class = getattr(cls, "env_class", SystemEnv)
+        changed = [name for name in _SHELL if getattr(env_class, name) is not getattr(SystemEnv, name)]
         if changed:
             raise ValueError(
-                f"env_class: expected SystemEnv's own {list(_SHELL)}, got {cls.env_class.__name__} with other {changed}, which "
+                f"env_class: expected SystemEnv's own {list(_SHELL)}, got {env_class.__name__} with other {changed}, which "
                 "a batch would not have. Put what differs into the dynamics, the reward or a wrapper."
             )
 
@@ -87,6 +88,19 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
         self._episodes = Episodes(self.system, self.num_envs, (self.num_envs, self.system.dynamics_class.control_size))
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._over = np.zeros(self.num_envs, np.bool_)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of each environment, as Gymnasium's other vector environments give it.
+
+        Raises:
+            AttributeError: environments have none of this name.
+        """
+        if name == "physics":
+            return tuple(self._episodes.physics(row) for row in range(self.num_envs))
+        if name in ("np_random", "np_random_seed"):
+            each: tuple[Any, ...] = getattr(self, name)
+            return each
+        return (self.render_mode if name == "render_mode" else getattr(self.system, name),) * self.num_envs
 
     @property
     def physics(self) -> dict[str, Floats]:

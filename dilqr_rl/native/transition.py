@@ -152,6 +152,9 @@ class _System:
 
     def check_names(self) -> None:
         """Look for the physics; see `compile_transition`."""
+        for label, module in (("dynamics", self.dynamics), ("reward", self.reward)):
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"{label}: expected an nn.Module, got {module!r}.")
         own = _tensors(self.dynamics)
         for name in self.physics:
             if name not in own or own[name].numel() != 1:

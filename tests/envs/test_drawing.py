@@ -118,6 +118,7 @@ def arguments(name: str, count: int) -> dict[str, Any]:
             "lengths": (number(0.2, 2.0), number(0.2, 2.0)),
         },
         "quadrotor": lambda: {
+            "place_limit": 6.0,
             "position_x": number(-4.0, 4.0),
             "position_y": number(-4.0, 4.0),
             "angle": number(-4.0, 4.0),
@@ -299,6 +300,7 @@ def test_the_arrow_of_the_effort_is_left_out_at_rest() -> None:
         "cartpole": {**cart, "angle": 1.0, "pole_length": 1.0},
         "double_cartpole": {**cart, "angles": (1.0, 0.0), "lengths": (0.5, 0.5)},
         "quadrotor": {
+            "place_limit": 6.0,
             "position_x": 0.0,
             "position_y": 0.0,
             "angle": 0.0,
@@ -325,10 +327,10 @@ def test_poles_and_quadrotors_are_where_their_states_say() -> None:
         assert columns.mean() / 500 == pytest.approx(0.5 + pole * math.sin(angle), abs=0.006)
         assert rows.min() / 500 == pytest.approx(0.55 - pole * math.cos(angle) - pole - 0.017, abs=0.006)  # 3 pixels
     x, y = np.array([-2.0, 0.0, 2.5]), np.array([1.0, -2.0, 0.0])
-    flight = {"position_x": x, "position_y": y, "arm": 0.3, "throttles": (-1.0, -1.0)}
+    flight = {"position_x": x, "position_y": y, "arm": 0.3, "throttles": (-1.0, -1.0), "place_limit": 6.0}
     frames = painted("quadrotor", 3, {**flight, "angle": turned}).pixels(500)
     for index, (blue, red) in enumerate(zip(where(frames, (58, 96, 150)), where(frames, (214, 84, 72)), strict=True)):
-        assert blue == pytest.approx((0.5 + x[index] / 7.0, 0.5 - y[index] / 7.0), abs=0.01)
+        assert blue == pytest.approx((0.5 + x[index] * 0.47 / 6.0, 0.5 - y[index] * 0.47 / 6.0), abs=0.01)
         up = (math.sin(turned[index]), -math.cos(turned[index]))  # rotors are above the body
         assert np.subtract(red, blue) == pytest.approx(np.multiply(0.03, up), abs=0.015)
 
