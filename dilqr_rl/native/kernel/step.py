@@ -36,16 +36,16 @@ def step(model: Any, sizes: Any, P: Any, offs: Any, x: Any, u: Any, following: A
 
 
 @inner
-def observe(state: Any, limits: Any, seen: Any) -> int:
-    """Write a state (n,), clipped to its limits, and return its flags."""
+def observe(states: Any, b: int, limits: Any, seen: Any) -> int:
+    """Write state b of (B, n), clipped to its limits, and return its flags."""
     flag = 0
-    for i in range(state.shape[0]):
-        value, limit = state[i], limits[1 + i]
+    for i in range(states.shape[1]):
+        value, limit = states[b, i], limits[1 + i]
         if not np.isfinite(value):
             flag |= NOT_FINITE
         elif abs(value) > limit:
             flag |= OUTSIDE
-        seen[i] = min(max(value, -limit), limit)
+        seen[b, i] = min(max(value, -limit), limit)
     return flag
 
 
@@ -90,6 +90,6 @@ def transition(
             u[j] = limits[0] * min(max(action[b, j], -1.0), 1.0)
         state, after = shift(pointer(x), b * n), shift(pointer(following), b * n)
         reward[b] = call_float(model[ADVANCE], (state, pointer(u), pointer(c), row, pointer(offs), pointer(work), after))
-        flags[b] = observe(following[b], limits, seen[b]) if finite else BAD_ACTION
+        flags[b] = observe(following, b, limits, seen) if finite else BAD_ACTION
     # A pointer does not keep its array alive: the last use of the name does.
     c[0], work[0], u[0] = 0.0, 0.0, P[0, 0]
