@@ -90,16 +90,19 @@ class PendulumDynamics(SystemDynamics):
         """The state (..., 3) one time step after x (..., 3), under the torque u (..., 1) in N m."""
         cos, sin, rate = x.unbind(-1)
         (torque,) = u.unbind(-1)
-        torque = torque - self.damping * rate + self.wind * self.length * cos
-        acceleration = 1.5 * self.gravity / self.length * sin + 3.0 * torque / (self.mass * self.length**2)
-        rate = rate + self.time_step * acceleration
+        rate = rate + self.time_step * self.acceleration(cos, sin, rate, torque)
         if self.max_speed is not None:
             rate = rate.clamp(-self.max_speed, self.max_speed)
         angle = sin.atan2(cos) + self.time_step * rate
         return torch.stack((angle.cos(), angle.sin(), rate), dim=-1).to(x.dtype)
 
+    def acceleration(self, cos: Tensor, sin: Tensor, rate: Tensor, torque: Tensor) -> Tensor:
+        """θ'' in rad/s², of (...,) each."""
+        torque = torque - self.damping * rate + self.wind * self.length * cos
+        return 1.5 * self.gravity / self.length * sin + 3.0 * torque / (self.mass * self.length**2)
 
-class PublishedPendulumDynamics(SystemDynamics):
+
+class PublishedPendulumDynamics(PendulumDynamics):
     """The "complex" pendulum of the published experiments (DiffMPC, section 5.4), as its code has it.
 
     State and control as `PendulumDynamics`:
@@ -121,16 +124,6 @@ class PublishedPendulumDynamics(SystemDynamics):
         ValueError: an impossible value.
     """
 
-    state_size = 3
-    control_size = 1
-    cosines = (0,)
-    positive = ("mass", "length")
-    mass: nn.Parameter
-    length: nn.Parameter
-    gravity: nn.Parameter
-    damping: nn.Parameter
-    wind: nn.Parameter
-
     def __init__(
         self,
         mass: float = 1.0,
@@ -142,21 +135,18 @@ class PublishedPendulumDynamics(SystemDynamics):
         time_step: float = _TIME_STEP,
         max_speed: float | None = None,
     ) -> None:
-        physics = {"mass": mass, "length": length, "gravity": gravity, "damping": damping, "wind": wind}
-        super().__init__(physics, time_step)
-        self.max_speed = None if max_speed is None else check_number("max_speed", max_speed, above=0.0)
+        super().__init__(mass, length, gravity, damping, wind, time_step=time_step, max_speed=max_speed)
 
-    def forward(self, x: Tensor, u: Tensor) -> Tensor:
-        """The state (..., 3) one time step after x (..., 3), under the torque u (..., 1) in N m."""
-        cos, sin, rate = x.unbind(-1)
-        (torque,) = u.unbind(-1)
+    @classmethod
+    def check_numbers(cls, physics: Mapping[str, Any], time_step: float) -> dict[str, float]:
+        """As every system: this damping is no friction."""
+        return super(PendulumDynamics, cls).check_numbers(physics, time_step)
+
+    def acceleration(self, cos: Tensor, sin: Tensor, rate: Tensor, torque: Tensor) -> Tensor:
+        """θ'' in rad/s², of (...,) each."""
         angle = sin.atan2(cos)
         pull = 1.5 * self.gravity / self.length * (angle + self.wind).sin() - self.damping * angle
-        rate = rate + self.time_step * (pull + 3.0 * torque / (self.mass * self.length**2))
-        if self.max_speed is not None:
-            rate = rate.clamp(-self.max_speed, self.max_speed)
-        angle = angle + self.time_step * rate
-        return torch.stack((angle.cos(), angle.sin(), rate), dim=-1).to(x.dtype)
+        return pull + 3.0 * torque / (self.mass * self.length**2)
 
 
 class _PendulumReward(nn.Module):
