@@ -43,6 +43,7 @@ types: $(INSTALLED)  ## mypy only
 	@ln -s "$(CURDIR)"/dilqr_rl/* "$(CURDIR)/envs" "$(CURDIR)/agents" build/typed/dilqr_rl/
 	@$(VENV)/bin/mypy build/typed/dilqr_rl $(wildcard examples/*.py benchmarks/*.py docs/*.py)
 
+# Machine code is found by its source: what `make test` has compiled serves here too.
 wheel-test: $(INSTALLED)  ## build the wheel and run the quick part of the suite on it, away from the checkout
 	@$(IN_A_FOLDER); unset PYTHONPATH; \
 	echo "building the wheel"; \
@@ -54,6 +55,7 @@ wheel-test: $(INSTALLED)  ## build the wheel and run the quick part of the suite
 	"$$folder/venv/bin/pip" check; \
 	mkdir "$$folder/suite"; cp -R tests pyproject.toml "$$folder/suite"; cd "$$folder/suite"; \
 	"$$folder/venv/bin/python" -c "import dilqr_rl; print('testing', dilqr_rl.__file__)"; \
+	export DILQR_CACHE_DIR="$(CURDIR)/.pytest_cache/d/native_code"; \
 	"$$folder/venv/bin/pytest" -m "not slow" $(ARGS)
 
 constraints: $(INSTALLED)  ## resolve the ranges of pyproject.toml anew and rewrite constraints.txt; torch keeps its pin

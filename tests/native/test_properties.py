@@ -266,6 +266,7 @@ def test_the_code_of_random_networks_has_their_derivatives(
     assert not differences(problem, [seed])
 
 
+@pytest.mark.slow
 @settings(max_examples=2, **COMPILED)
 @given(st.sampled_from(SIZES), LAYERS, FORMULAS, VALUES)
 def test_random_networks_agree(
