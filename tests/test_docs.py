@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
 import types
@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from PIL import Image
+from scripts import load_script
 
 from dilqr_rl.cli.bench import _benchmarks
 from dilqr_rl.envs import ENVIRONMENTS
@@ -78,12 +79,7 @@ def test_the_page_names_every_preset_and_all_physics() -> None:
 
 @pytest.mark.slow
 def test_a_picture_for_every_id(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("draw_environments", ROOT / "docs" / "draw_environments.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "docs" / "draw_environments.py")
     files = module.main(module.Args(folder=tmp_path))
     assert [file.name for file in files] == [f"{env_id.partition('/')[2]}.png" for env_id in ENVIRONMENTS]
     for file in files:

@@ -1,12 +1,11 @@
 """The README's code runs as it stands, and the examples do what they say."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,12 +50,7 @@ def test_every_block_is_tested() -> None:
 
 @pytest.mark.slow
 def test_example_learns_physics() -> None:
-    spec = importlib.util.spec_from_file_location("learn_physics", ROOT / "examples" / "learn_physics.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "examples" / "learn_physics.py")
     found = module.main(module.Args())
     assert found["loss"] < 1e-2
     assert found["mass"] == pytest.approx(1.0, rel=0.05)
