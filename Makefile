@@ -5,6 +5,7 @@ ARGS ?=
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 UNFINISHED := $(VENV)/.unfinished
+CLIENTS := build/clients
 
 # Every pip below keeps to the pinned set, the one that fills a build's own environment too (the second name is for pip >= 25.3).
 # The path is relative because pip splits this variable at spaces.
@@ -16,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 IN_A_FOLDER = set -eu; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types wheel-test constraints clean
+.PHONY: help venv demo test clients lint types wheel-test constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -29,6 +30,15 @@ demo: $(INSTALLED)  ## behaviour cloning from start to end, in half a minute (AR
 
 test: $(INSTALLED)  ## the whole test suite (ARGS="..." goes to pytest)
 	@$(VENV)/bin/pytest $(ARGS)
+
+clients: $(CLIENTS) $(INSTALLED)  ## our policies inside `imitation` (ARGS="..." goes to pytest)
+	@PYTHONPATH="$(CURDIR)/$(CLIENTS)$${PYTHONPATH:+:$$PYTHONPATH}" $(VENV)/bin/pytest tests/clients $(ARGS)
+
+# Away from .venv and without what it asks for, which are older releases of what is there.
+$(CLIENTS): tests/clients/requirements.txt $(INSTALLED)
+	@rm -rf $@ $@.partial
+	@$(VENV)/bin/pip install --quiet --no-deps --target $@.partial -r $<
+	@mv $@.partial $@ && touch $@
 
 lint: $(INSTALLED) types  ## ruff and mypy
 	@echo "ruff"

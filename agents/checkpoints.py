@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,15 +16,25 @@ from stable_baselines3.common.utils import get_device
 
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.files import write_whole
+from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.options import ILQROptions
-from dilqr_rl.tasks import known_ids
+from dilqr_rl.tasks import find_task, known_ids
 
 if TYPE_CHECKING:
     from dilqr_rl.agents.policy import MPCPolicy
 
-__all__ = ["CheckpointError", "load_policy", "save_policy"]
+__all__ = [
+    "POLICY_FORMAT",
+    "CheckpointError",
+    "check_known",
+    "checkpoint_format",
+    "load_policy",
+    "read_checkpoint",
+    "save_policy",
+    "write_checkpoint",
+]
 
-_FORMAT, _VERSION = "dilqr_rl MPCPolicy", "1"
+POLICY_FORMAT, _VERSION = "dilqr_rl MPCPolicy", "1"
 _SETTINGS = ("horizon", "physics", "learn", "options", "gradient", "warm_start")
 _PLAIN = ("net_arch", "log_std_init", "ortho_init", "optimizer_kwargs", "normalize_images")
 _CODE = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "optimizer_class")
@@ -38,13 +48,8 @@ class CheckpointError(ValueError):
 
 def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None:
     """Write a policy; see `MPCPolicy.save`."""
-    if policy.task.name not in known_ids():
-        raise ValueError(
-            f"policy: its task {policy.task.name!r} couldn't be found again when the checkpoint is read; known ids: "
-            f"{known_ids()}. "
-            "Call dilqr_rl.register_task first, and again before loading."
-        )
-    _check_observations(policy)
+    check_known(policy.task.name)
+    _check_rebuilt(policy)
     arguments = policy.constructor_arguments()
     defaults = type(policy)(
         policy.observation_space, policy.action_space, lambda _: 0.0, task=policy.task
@@ -61,13 +66,11 @@ def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None
         "settings": {**policy.settings, "options": asdict(policy.settings["options"])},
         "network": {name: arguments[name] for name in _PLAIN},
     }
-    metadata = {"format": _FORMAT, "version": _VERSION, "config": json.dumps(config, default=float)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    write_whole(path, lambda file: save_file(tensors, file, metadata), overwrite=overwrite)
+    write_checkpoint(path, POLICY_FORMAT, config, policy.state_dict(), overwrite=overwrite)
 
 
-def _check_observations(policy: MPCPolicy) -> None:
-    """Refuse a policy that what is made of its id can't show what it sees."""
+def _check_rebuilt(policy: MPCPolicy) -> None:
+    """Refuse a policy that sees or plans with something else than what is made of its id."""
     with closing(make_env(policy.task.name, policy.task.env_kwargs)) as env:
         if env.observation_space.shape != policy.observation_space.shape:
             raise ValueError(
@@ -75,11 +78,17 @@ def _check_observations(policy: MPCPolicy) -> None:
                 f"{policy.observation_space.shape}. A wrapper isn't kept in a checkpoint: save the whole model with "
                 "Stable-Baselines3's own model.save, which pickles it."
             )
+        known, came = (parameter_values(problem).keys() for problem in (find_task(env).problem(), policy.problem))
+        if known != came:
+            raise ValueError(
+                f"policy: expected the model of {policy.task.name}, with {sorted(known)}, got one with {sorted(came)}. Save "
+                "the learner instead, or the whole model with Stable-Baselines3's own model.save, which pickles it."
+            )
 
 
 def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str) -> Policy:
     """Read a policy; see `MPCPolicy.load`."""
-    config, tensors = _read(Path(path))
+    config, tensors = read_checkpoint(path, POLICY_FORMAT)
     try:
         env_id, env_kwargs = config["env_id"], config["env_kwargs"]
         settings, network = _named(config["settings"], _SETTINGS), _named(config["network"], _PLAIN)
@@ -107,22 +116,41 @@ def _named(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return dict(values)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: expected a safetensors file as MPCPolicy.save writes it, got something else ({error}). "
-            "Pickles are never read."
-        ) from error
-    if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
+def check_known(env_id: str) -> None:
+    """Raise a ValueError for an environment whose task couldn't be found again when a checkpoint is read."""
+    if env_id not in known_ids():
+        raise ValueError(
+            f"task: {env_id!r} couldn't be found again when the checkpoint is read; known ids: {known_ids()}. "
+            "Call dilqr_rl.register_task first, and again before loading."
+        )
+
+
+def write_checkpoint(
+    path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, overwrite: bool
+) -> None:
+    """Write settings and tensors, whole or not at all.
+
+    Raises:
+        FileExistsError: the file exists and `overwrite` is false.
+    """
+    metadata = {"format": kind, "version": _VERSION, "config": json.dumps(config, default=float)}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda file: save_file(plain, file, metadata), overwrite=overwrite)
+
+
+def read_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Settings and tensors of a checkpoint of one of these kinds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is something else, of another version, or damaged.
+    """
+    metadata, tensors = _read(Path(path))
+    if metadata.get("format") not in kinds or metadata.get("version") != _VERSION:
         came = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         raise CheckpointError(
-            f"{path}: expected format {_FORMAT!r}, version {_VERSION!r}, got {came}. Use the version of dilqr_rl that wrote it."
+            f"{path}: expected format {' or '.join(map(repr, kinds))}, version {_VERSION!r}, got {came}. Read it with "
+            "the class, and the version of dilqr_rl, that wrote it."
         )
     broken = [
         name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() and not name.endswith(("u_min", "u_max"))
@@ -136,3 +164,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected its settings to be an object, got {type(config).__name__}.")
     return config, tensors
+
+
+def checkpoint_format(path: str | Path) -> str | None:
+    """Which kind of checkpoint a file says it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is no safetensors file.
+    """
+    return _read(Path(path))[0].get("format")
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file as save writes it, got something else ({error}). Pickles are never read."
+        ) from error
+    return metadata, tensors

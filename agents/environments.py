@@ -7,7 +7,9 @@ from typing import Any
 
 import gymnasium as gym
 
-__all__ = ["make_env"]
+from dilqr_rl.tasks import ControlTask, find_task
+
+__all__ = ["as_task", "make_env"]
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env[Any, Any]:
@@ -21,3 +23,23 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: A
         return gym.make(full, **dict(env_kwargs or {}), **more)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ValueError(f"env: {env_id!r} can't be made with {dict(env_kwargs or {})}: {error}") from error
+
+
+def as_task(task: ControlTask | str | None) -> ControlTask:
+    """A task, or that of the environment of an id.
+
+    Raises:
+        ValueError: it is neither, or the environment's model isn't known.
+    """
+    if isinstance(task, ControlTask):
+        return task
+    if isinstance(task, str):
+        env = make_env(task)
+        try:
+            return find_task(env)
+        finally:
+            env.close()
+    raise ValueError(
+        f"task: expected a ControlTask or an environment's id, got {task!r}. Planning takes a model: pass "
+        "task=dilqr_rl.find_task(env) (in policy_kwargs, for a policy), or use for_env(env)."
+    )

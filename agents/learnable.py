@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from dilqr_rl.problem import ControlProblem
 
-__all__ = ["LEARNABLE", "learnt_physics", "make_learnable", "parameter_values", "set_physics"]
+__all__ = ["LEARNABLE", "copy_values", "learnt_physics", "make_learnable", "parameter_values", "set_physics"]
 
 LEARNABLE = {"physics": "dynamics.", "weights": "stage_cost.weights", "goal": "stage_cost.goal", "terminal": "terminal_cost."}
 
@@ -44,6 +44,18 @@ class Scaled(nn.Module):
         return value / self.scale
 
 
+class Share(nn.Module):
+    """value = sigmoid(raw): between 0 and 1."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The value of a raw tensor of any shape."""
+        return raw.sigmoid()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The raw tensor of a value between 0 and 1."""
+        return value.logit()
+
+
 def set_physics(dynamics: nn.Module, physics: Mapping[str, float]) -> None:
     """Overwrite parameters of a dynamics module by name.
 
@@ -61,13 +73,14 @@ def set_physics(dynamics: nn.Module, physics: Mapping[str, float]) -> None:
             named[name].fill_(value)
 
 
-def make_learnable(problem: ControlProblem, learn: Sequence[str]) -> None:
+def make_learnable(problem: ControlProblem, learn: Sequence[str], *, bounded_weights: bool = False) -> None:
     """Freeze a problem but for what is to be learnt.
 
     Args:
         problem: changed in place.
         learn: keys of `LEARNABLE`, or parameters by their qualified name, such as "dynamics.mass". "physics" leaves out
             numbers that are zero, such as a friction that the model doesn't have; name them to learn them.
+        bounded_weights: keep the cost's weights below 1, too.
 
     Raises:
         ValueError: a name that the problem doesn't have, or a cost weight of zero among those to be learnt (it could never
@@ -86,7 +99,7 @@ def make_learnable(problem: ControlProblem, learn: Sequence[str]) -> None:
     for name, parameter in named.items():
         parameter.requires_grad_(name in chosen)
         if name in chosen:
-            _reparametrise(problem, name, parameter)
+            _reparametrise(problem, name, parameter, bounded_weights)
 
 
 def learnt_physics(problem: ControlProblem) -> dict[str, float]:
@@ -113,14 +126,36 @@ def parameter_values(problem: ControlProblem) -> dict[str, Tensor]:
     return values
 
 
-def _reparametrise(problem: ControlProblem, name: str, parameter: Tensor) -> None:
+@torch.no_grad()
+def copy_values(source: ControlProblem, target: ControlProblem) -> None:
+    """Give a problem the values of another's parameters, however either is parametrised.
+
+    Raises:
+        ValueError: their parameters have other names.
+    """
+    values, expected = parameter_values(source), parameter_values(target).keys()
+    if values.keys() != expected:
+        raise ValueError(f"source: expected a problem with the parameters {sorted(expected)}, got {sorted(values)}.")
+    for name, value in values.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = target.get_submodule(owner_name)
+        if parametrize.is_parametrized(owner, leaf):
+            setattr(owner, leaf, value)
+        else:
+            getattr(owner, leaf).copy_(value)
+
+
+def _reparametrise(problem: ControlProblem, name: str, parameter: Tensor, bounded_weights: bool) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = problem.get_submodule(owner_name)
+    bounded = bounded_weights and name == LEARNABLE["weights"]
+    if bounded and not (parameter < 1).all():
+        raise ValueError(f"learn: {name} is kept below 1 while it is learnt, so it can't start at {parameter.max().item():g}.")
     if leaf in getattr(owner, "positive", ()) or name == LEARNABLE["weights"]:
         if not (parameter > 0).all():
             raise ValueError(
                 f"learn: {name} is kept positive while it is learnt, so it can't start at {parameter.min().item():g}."
             )
-        parametrize.register_parametrization(owner, leaf, Positive())
+        parametrize.register_parametrization(owner, leaf, Share() if bounded else Positive())
     elif owner is problem.dynamics and parameter.ndim == 0:
         parametrize.register_parametrization(owner, leaf, Scaled(parameter.detach()))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
 from dilqr_rl.agents.cold_start import best_of_swings
-from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.environments import as_task
 from dilqr_rl.agents.learnable import make_learnable, parameter_values, set_physics
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -81,7 +81,7 @@ class MPCPolicy(ActorCriticPolicy):
             raise ValueError("use_sde: expected False, got True: state-dependent noise needs features, and a plan has none.")
         if kwargs.get("features_extractor_class", FlattenExtractor) is not FlattenExtractor:
             raise ValueError("features_extractor_class: expected the default; a plan starts from the observation itself.")
-        self.task = _as_task(task)
+        self.task = as_task(task)
         _check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": horizon,
@@ -311,21 +311,6 @@ def _refuse_normalised(env: gym.Env[Any, Any]) -> None:
                 "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
             )
         env = env.env
-
-
-def _as_task(task: ControlTask | str | None) -> ControlTask:
-    if isinstance(task, ControlTask):
-        return task
-    if isinstance(task, str):
-        env = make_env(task)
-        try:
-            return find_task(env)
-        finally:
-            env.close()
-    raise ValueError(
-        f"task: expected a ControlTask or an environment's id, got {task!r}. MPCPolicy plans with a model: make one with "
-        'MPCPolicy.for_env(env), or pass policy_kwargs={"task": dilqr_rl.find_task(env)}.'
-    )
 
 
 def _check_spaces(task: ControlTask, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

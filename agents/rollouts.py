@@ -1,4 +1,4 @@
-"""Episodes of a policy, in several environments side by side, so that their plans are solved as one batch."""
+"""Episodes of a policy: in environments side by side, so that their plans are solved as one batch, or in anybody's own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.policies import BasePolicy
 
 from dilqr_rl.agents.demonstrations import Demonstrations, Episode
 from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.learners import Learner
+from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.policy import MPCPolicy
 
-__all__ = ["RollOuts", "roll_out"]
+__all__ = ["RollOuts", "record", "record_plans", "roll_out"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class _Run:
 
     def step(self, action: NDArray[Any]) -> bool:
         observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
-        self.observations.append(observation)
-        self.actions.append(action)
+        self.observations.append(np.array(observation))  # copies, for environments that reuse their arrays
+        self.actions.append(np.array(action))
         self.rewards.append(float(reward))
         return not (self.terminated or self.truncated)
 
@@ -77,7 +80,7 @@ class _Run:
 
 
 def roll_out(
-    policy: BasePolicy,
+    policy: BasePolicy | Learner,
     env_id: str,
     env_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -88,7 +91,7 @@ def roll_out(
     """Run a policy's deterministic actions for a number of episodes.
 
     Args:
-        policy: any Stable-Baselines3 policy.
+        policy: any Stable-Baselines3 policy, or a learner.
         env_id: of an environment with a time limit.
         env_kwargs: what to make it with.
         episodes: how many; episode i is reset with seed + i.
@@ -98,10 +101,7 @@ def roll_out(
     Raises:
         ValueError: there is no such environment, or no episode is asked for.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes: expected at least 1, got {episodes}.")
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}.")
+    _check_numbers(episodes, seed)
     runs = []
     for number in range(episodes):
         env = make_env(env_id, env_kwargs)
@@ -116,7 +116,119 @@ def roll_out(
     return RollOuts(found, float(np.median(tally.seconds)), tally.mean(tally.converged), tally.mean(tally.iterations))
 
 
-def _run(policy: BasePolicy, runs: list[_Run], tally: _Tally, on_step: Callable[[int], None]) -> None:
+def record(
+    env: gym.Env[Any, Any], policy: Callable[[NDArray[Any]], ArrayLike] | Any, *, episodes: int, seed: int = 0
+) -> Demonstrations:
+    """Run anybody's policy in anybody's environment, made and wrapped as they like, one episode after the other.
+
+    Observations and actions are recorded as the outermost wrapper gives and takes them; `env_kwargs` tell how the environment
+    was made, but not of wrappers put around it. To plan from such observations, a task says what state they mean: see
+    `ControlTask.observation_to_state` and `register_task`.
+
+    Args:
+        env: one that ends its episodes, by itself or by a time limit.
+        policy: with a method `predict` like Stable-Baselines3's (the deterministic actions are taken), or a function of an
+            observation (k,) that returns an action (m,).
+        episodes: how many; episode i is reset with seed + i.
+        seed: of the first.
+
+    Raises:
+        ValueError: the environment is a batch or has no id, or its observations or actions aren't flat boxes; the policy is
+            none, or its actions aren't in the action space; no episode is asked for.
+    """
+    _check_numbers(episodes, seed)
+    _check_recordable(env)
+    runs = []
+    for number in range(episodes):
+        decide = _decider(policy)
+        run = _Run(env, [np.array(env.reset(seed=seed + number)[0])])
+        while run.step(_checked_action(decide(run.observations[-1]), env)):
+            pass
+        runs.append(run)
+    spec: Any = env.spec
+    return Demonstrations(spec.id, arguments_of(spec), tuple(run.episode() for run in runs))
+
+
+def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, seed: int = 0) -> Demonstrations:
+    """Plan once from each of a number of starts, carry each plan out as it was made, and record it: open_loop demonstrations.
+
+    Args:
+        env: see `record`.
+        learner: one that plans with the true physics and cost is an expert.
+        episodes: how many; episode i is reset with seed + i.
+        seed: of the first.
+
+    Raises:
+        ValueError: as for `record`; or the environment ends an episode before its plan does.
+    """
+    _check_numbers(episodes, seed)
+    _check_recordable(env)
+    starts = np.stack([np.array(env.reset(seed=seed + number)[0]) for number in range(episodes)])
+    runs = []
+    for number, controls in enumerate(learner.plan(starts)):
+        run = _Run(env, [np.array(env.reset(seed=seed + number)[0])])
+        for step, action in enumerate(learner.as_actions(controls), start=1):
+            if not run.step(_checked_action(action, env)) and step < len(controls):
+                raise ValueError(
+                    f"env: expected plans of {len(controls)} steps to be carried out, but episode {number} ended after {step}. "
+                    "Shorten the horizon, or widen the environment's limits."
+                )
+        runs.append(run)
+    spec: Any = env.spec
+    return Demonstrations(spec.id, arguments_of(spec), tuple(run.episode() for run in runs), open_loop=True)
+
+
+def _check_numbers(episodes: int, seed: int) -> None:
+    if episodes < 1:
+        raise ValueError(f"episodes: expected at least 1, got {episodes}.")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}.")
+
+
+def _check_recordable(env: gym.Env[Any, Any]) -> None:
+    if not isinstance(env, gym.Env):
+        raise ValueError(f"env: expected a single Gymnasium environment, got {env!r}. Make one with gymnasium.make.")
+    if env.spec is None:
+        raise ValueError(
+            f"env: expected one made by gymnasium.make, so that it has an id, got {env!r}. Register its class with "
+            "gymnasium.register, then make it by its id."
+        )
+    for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            how = "gymnasium.wrappers.FlattenObservation, or one that keeps what the state can be read from"
+            what_to_do = f"Wrap it in {how}." if name == "observations" else "Plans are made of real numbers."
+            raise ValueError(f"env: expected flat {name}, a Box of one axis, got {space}. {what_to_do}")
+
+
+def _decider(policy: Any) -> Callable[[NDArray[Any]], ArrayLike]:
+    """How a policy decides during one episode, whose state it carries along."""
+    if not hasattr(policy, "predict"):
+        if not callable(policy):
+            raise ValueError(f"policy: expected a function or an object with a method predict, got {policy!r}.")
+        decide: Callable[[NDArray[Any]], ArrayLike] = policy
+        return decide
+    state, start = None, np.ones(1, dtype=bool)
+
+    def predict(observation: NDArray[Any]) -> ArrayLike:
+        nonlocal state, start
+        action, state = policy.predict(observation, state, start, deterministic=True)
+        start = np.zeros(1, dtype=bool)
+        return np.asarray(action)
+
+    return predict
+
+
+def _checked_action(action: ArrayLike, env: gym.Env[Any, Any]) -> NDArray[Any]:
+    space: Any = env.action_space
+    array = np.asarray(action, dtype=space.dtype)
+    if not space.contains(array):  # NaN isn't within bounds either
+        raise ValueError(
+            f"policy: expected actions within {space}, got {action!r} of shape {array.shape}. Clip or scale them first."
+        )
+    return array
+
+
+def _run(policy: BasePolicy | Learner, runs: list[_Run], tally: _Tally, on_step: Callable[[int], None]) -> None:
     going, state, start = runs, None, np.ones(len(runs), dtype=bool)
     while going:
         seen = np.stack([run.observations[-1] for run in going])
@@ -131,5 +243,6 @@ def _run(policy: BasePolicy, runs: list[_Run], tally: _Tally, on_step: Callable[
         goes_on = np.array([run.step(action) for run, action in zip(going, actions, strict=True)])
         on_step(len(going))
         going = [run for run, more in zip(going, goes_on, strict=True) if more]
-        state = None if state is None else tuple(part[goes_on] for part in state)
+        axis = 0 if isinstance(policy, MPCPolicy) else 1  # of the environments: recurrent policies have their layers first
+        state = None if state is None else tuple(part.compress(goes_on, axis) for part in state)
         start = np.zeros(len(going), dtype=bool)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dilqr_rl.agents import Demonstrations, DemonstrationsError, Episode
+from dilqr_rl.agents.demonstrations import check_disjoint
 
 lengths_of_episodes = st.lists(st.integers(1, 7), min_size=1, max_size=8)
 
@@ -36,7 +37,7 @@ def demonstrations(lengths: list[int], k: int = 3, m: int = 1) -> Demonstrations
 
 
 def assert_same(a: Demonstrations, b: Demonstrations) -> None:
-    assert (a.env_id, a.env_kwargs, len(a)) == (b.env_id, b.env_kwargs, len(b))
+    assert (a.env_id, a.env_kwargs, a.open_loop, len(a)) == (b.env_id, b.env_kwargs, b.open_loop, len(b))
     for one, other in zip(a.episodes, b.episodes, strict=True):
         for name in ("observations", "actions", "rewards"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
@@ -88,6 +89,119 @@ def test_numbers_of_numpy_in_the_arguments_are_kept(tmp_path: Path) -> None:
     assert Demonstrations.load(tmp_path / "file.npz").env_kwargs == {"g": 9.5}
 
 
+@pytest.mark.parametrize("open_loop", [False, True])
+def test_a_file_says_whether_its_episodes_are_open_loops(open_loop: bool, tmp_path: Path) -> None:
+    replace(demonstrations([2]), open_loop=open_loop).save(tmp_path / "file.npz")
+    assert Demonstrations.load(tmp_path / "file.npz").open_loop is open_loop
+
+
+def test_files_older_than_open_loops_are_read(saved: Path) -> None:
+    held = arrays(saved)
+    header = json.loads(str(held["header"]))
+    assert set(header) - {"open_loop"} == {"format", "version", "env_id", "env_kwargs"}  # what the first files had
+    del header["open_loop"]
+    rewrite(saved, {**held, "header": np.array(json.dumps(header))})
+    assert_same(Demonstrations.load(saved), demonstrations([3, 1, 4]))
+
+
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_a_file_that_is_neither_an_open_nor_a_closed_loop_is_refused(value: Any, saved: Path) -> None:
+    held = arrays(saved)
+    header = {**json.loads(str(held["header"])), "open_loop": value}
+    rewrite(saved, {**held, "header": np.array(json.dumps(header))})
+    with pytest.raises(DemonstrationsError, match="open_loop: expected true or false, got"):
+        Demonstrations.load(saved)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_file_keeps_the_precision(dtype: Any, tmp_path: Path) -> None:
+    third = np.full((3, 2), 1 / 3, dtype)
+    Demonstrations("Pendulum-v1", {}, (Episode(third, third[1:], third[1:, 0], False, True),)).save(tmp_path / "file.npz")
+    (found,) = Demonstrations.load(tmp_path / "file.npz").episodes
+    for array in (found.observations, found.actions, found.rewards):
+        assert array.dtype == dtype
+        assert (array == dtype(1) / dtype(3)).all()
+
+
+# From arrays.
+
+
+@given(lengths=lengths_of_episodes)
+@settings(max_examples=15)
+def test_arrays_of_each_episode_make_it(lengths: list[int]) -> None:
+    expected = replace(demonstrations(lengths), open_loop=True)
+    found = Demonstrations.from_arrays(
+        expected.env_id,
+        [one.observations for one in expected.episodes],
+        [one.actions for one in expected.episodes],
+        [one.rewards for one in expected.episodes],
+        terminated=[one.terminated for one in expected.episodes],
+        truncated=[one.truncated for one in expected.episodes],
+        env_kwargs=expected.env_kwargs,
+        open_loop=True,
+    )
+    assert_same(found, expected)
+
+
+def test_one_array_of_episodes_of_equal_length_makes_them_all() -> None:
+    observations, actions = np.arange(24).reshape(2, 4, 3), np.arange(6.0).reshape(2, 3, 1)
+    found = Demonstrations.from_arrays("Pendulum-v1", observations, actions, terminated=[True, False])
+    observations[:], actions[:] = 0, 0.0  # what was given is copied
+    for number, one in enumerate(found.episodes):
+        np.testing.assert_array_equal(one.observations, np.arange(12.0).reshape(4, 3) + 12 * number, strict=True)
+        np.testing.assert_array_equal(one.actions, np.arange(3.0)[:, None] + 3 * number, strict=True)
+        np.testing.assert_array_equal(one.rewards, np.zeros(3), strict=True)
+        assert (one.terminated, one.truncated) == (number == 0, number == 1)
+    assert not found.open_loop
+    assert found.env_kwargs == {}
+
+
+OBSERVATIONS, ACTIONS = np.zeros((2, 4, 3)), np.zeros((2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": ACTIONS[:1]}, r"equally many in every argument, got {'observations': 2, 'actions': 1}"),
+        ({"rewards": np.zeros((3, 3))}, r"got {'observations': 2, 'actions': 2, 'rewards': 3}"),
+        ({"observations": [], "actions": []}, "episodes: expected at least one, got none"),
+        ({"observations": OBSERVATIONS[0], "actions": ACTIONS[0, :]}, r"equally many"),
+        (
+            {"observations": OBSERVATIONS[0, :2]},
+            r"observations\[0\]: expected two axes, .*, got shape \(3,\)\. .* for a single episode \[array\]",
+        ),
+        (
+            {"actions": ACTIONS[..., 0]},
+            r"actions\[0\]: expected two axes, .* got shape \(3,\)\. For one number per step give array\[:, None\]",
+        ),
+        ({"rewards": ACTIONS}, r"rewards\[0\]: expected one axis, steps, got shape \(3, 1\)"),
+        (
+            {"observations": np.zeros((2, 4, 8, 8, 3))},
+            r"got shape \(4, 8, 8, 3\)\. Keep, of each step, the numbers that the state",
+        ),
+        ({"observations": [[[1.0, 2.0], [1.0]]] * 2}, r"observations\[0\]: expected an array of numbers: .*inhomogeneous"),
+        (
+            {"observations": [{"angle": 1.0}] * 2},
+            r"observations\[0\]: expected an array of numbers, got dict .* Of dictionaries, give the part",
+        ),
+        ({"actions": [[["left"]] * 3] * 2}, r"actions\[0\]: expected an array of numbers, got list with elements of type <U4"),
+        (
+            {"observations": OBSERVATIONS[:, :3]},
+            r"episode 0: expected observations of shape \(4, 3\), got \(3, 3\)\. An episode has one observation more",
+        ),
+        ({"actions": np.full((2, 3, 1), np.nan)}, "episode 0: actions hold NaN or infinity"),
+        ({"terminated": [True]}, r"terminated: expected booleans, one or 2, got bool of shape \(1,\)"),
+        ({"truncated": [0, 1]}, r"truncated: expected booleans, one or 2, got int64 of shape \(2,\)"),
+        ({"env_id": "os:Pendulum-v1"}, "env_id: expected an id without a module in front"),
+    ],
+)
+def test_arrays_that_make_no_episodes_are_refused(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"env_id": "Pendulum-v1", "observations": OBSERVATIONS, "actions": ACTIONS}
+    Demonstrations.from_arrays(**given)
+    with pytest.raises(DemonstrationsError, match=message):
+        Demonstrations.from_arrays(**{**given, **change})
+
+
 # Splitting.
 
 
@@ -118,6 +232,85 @@ def test_too_few_episodes_to_split_are_refused(count: int) -> None:
         DemonstrationsError, match=f"expected at least 3 episodes, to train, validate and test on .*, got {count}"
     ):
         demonstrations([2] * count).split()
+
+
+@given(count=st.integers(3, 12), data=st.data())
+@settings(max_examples=30)
+def test_a_split_by_numbers_gives_so_many(count: int, data: st.DataObject) -> None:
+    sizes = (data.draw(st.integers(1, count - 2)), 1, 1)
+    everything = replace(demonstrations([2] * count), open_loop=True)
+    parts = everything.split(5, sizes)
+    assert tuple(len(part) for part in parts) == sizes
+    assert len({id(one) for part in parts for one in part.episodes}) == sum(sizes)
+    assert all(part.open_loop for part in parts)
+
+
+def test_more_training_episodes_change_no_held_out_ones() -> None:
+    everything = demonstrations([1] * 20)
+    few, many = everything.split(1, (4, 3, 2)), everything.split(1, (15, 3, 2))
+    assert_same(few[1], many[1])
+    assert_same(few[2], many[2])
+    assert_same(few[0], replace(many[0], episodes=many[0].episodes[:4]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), r"sizes: expected at most 4 episodes in all, as many as there are, got \(3, 1, 1\)"),
+        ((2, 1, 0), r"three numbers of episodes \(train, validation, test\), 1 or more, got \(2, 1, 0\)"),
+        ((1, 1), "three numbers of episodes"),
+        ((1.5, 1, 1), "three numbers of episodes"),
+        ((-1, 1, 1), "three numbers of episodes"),
+    ],
+)
+def test_impossible_sizes_of_a_split_are_refused(sizes: Any, message: str) -> None:
+    with pytest.raises(DemonstrationsError, match=message):
+        demonstrations([1] * 4).split(0, sizes)
+
+
+# The same episode twice.
+
+
+def test_overlap_names_the_pairs() -> None:
+    a, b, c, d = demonstrations([2, 2, 3, 1]).episodes
+    make = lambda *episodes: Demonstrations("Pendulum-v1", {}, episodes)  # noqa: E731
+    assert make(a, b, a).overlap(make(c, a, b)) == [(0, 1), (1, 2), (2, 1)]
+    assert make(a, b).overlap(make(c, d)) == []
+    assert make(a).overlap(make(replace(a, rewards=a.rewards + 1.0, terminated=not a.terminated))) == [(0, 0)]
+    assert make(a).overlap(make(replace(a, actions=np.nextafter(a.actions, np.float32(2.0))))) == []
+
+
+def test_neither_precision_nor_the_sign_of_a_zero_makes_another_episode() -> None:
+    one = Episode(np.zeros((2, 1), np.float32), np.full((1, 1), 0.1, np.float32), np.zeros(1), False, True)
+    other = replace(one, observations=-np.zeros((2, 1)), actions=one.actions.astype(np.float64))
+    assert Demonstrations("Pendulum-v1", {}, (one,)).overlap(Demonstrations("Pendulum-v1", {}, (other,))) == [(0, 0)]
+
+
+def test_a_copy_inside_one_file_is_found_after_the_split(tmp_path: Path) -> None:
+    given = demonstrations([2] * 5)
+    doubled = replace(given, episodes=given.episodes * 2)
+    doubled.save(tmp_path / "file.npz")
+    train, validation, test = Demonstrations.load(tmp_path / "file.npz").split(0)
+    with pytest.raises(DemonstrationsError, match="expected different episodes, but these are the same"):
+        check_disjoint(train=train, validation=validation, test=test)
+    alone = doubled.without_duplicates()
+    assert_same(alone, given)
+    train, validation, test = alone.split(0)
+    check_disjoint(train=train, validation=validation, test=test)
+
+
+def test_leaked_episodes_are_named() -> None:
+    train = demonstrations([1] * 8)
+    validation = demonstrations([2] * 2)
+    test = replace(train, episodes=train.episodes[2:3])
+    message = (
+        r"train and test: expected different episodes, but these are the same: train 2 = test 0\. Merge the sets, remove what "
+        r"is in there twice with `without_duplicates\(\)`, and divide them with `split`\."
+    )
+    with pytest.raises(DemonstrationsError, match=message):
+        check_disjoint(train=train, validation=validation, test=test)
+    with pytest.raises(DemonstrationsError, match="here 4 = there 4 and 3 more"):
+        check_disjoint(here=train, there=train)
 
 
 # What is no demonstration.

@@ -525,7 +525,7 @@ def test_ppo_moves_what_is_learnt_alone() -> None:
 
 def test_a_missing_task_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"task: expected a ControlTask or an environment's id, got None.*MPCPolicy\.for_env\(env\)"
+        ValueError, match=r"task: expected a ControlTask or an environment's id, got None.*policy_kwargs.*for_env\(env\)"
     ):
         PPO(MPCPolicy, "Pendulum-v1", device="cpu")
 

@@ -1,0 +1,101 @@
+"""Checkpoints of learners: their settings, from which they are made again, and their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from dilqr_rl.agents.checkpoints import CheckpointError, check_known, read_checkpoint, write_checkpoint
+from dilqr_rl.agents.environments import make_env
+from dilqr_rl.options import ILQROptions
+from dilqr_rl.tasks import ControlTask, find_task
+
+if TYPE_CHECKING:
+    from dilqr_rl.agents.learners.base import Learner
+
+__all__ = ["LEARNER_FORMAT", "State", "learner_name", "load_learner", "rebuild", "save_learner"]
+
+LEARNER_FORMAT = "dilqr_rl learner"
+
+AnyLearner = TypeVar("AnyLearner", bound="Learner")
+
+
+def save_learner(learner: Learner, path: str | Path, *, overwrite: bool) -> None:
+    """Write a learner; see `Learner.save`."""
+    check_known(learner.task.name)
+    config = {
+        "learner": learner.name,
+        "env_id": learner.task.name,
+        "env_kwargs": dict(learner.task.env_kwargs),
+        "settings": learner.settings,
+    }
+    write_checkpoint(path, LEARNER_FORMAT, config, learner.state_dict(), overwrite=overwrite)
+
+
+def load_learner(learner_class: type[AnyLearner], path: str | Path, task: ControlTask | None) -> AnyLearner:
+    """Read a learner; see `Learner.load`."""
+    config, tensors = read_checkpoint(path, LEARNER_FORMAT)
+    if config.get("learner") != learner_class.name:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of the learner {learner_class.name!r}, got one of {config.get('learner')!r}. Use "
+            "dilqr_rl.agents.load_learner, which finds the class."
+        )
+    if task is not None and task.name != config.get("env_id"):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint for {task.name}, as task= says, got one for {config.get('env_id')}."
+        )
+    try:
+        learner = _make_again(learner_class, task or _find_task(config), config["settings"])
+        learner.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
+    return learner.eval()
+
+
+def learner_name(path: str | Path) -> str:
+    """Which learner a checkpoint is of.
+
+    Raises:
+        CheckpointError: it isn't one of a learner.
+    """
+    return str(read_checkpoint(path, LEARNER_FORMAT)[0].get("learner"))
+
+
+def _find_task(config: dict[str, Any]) -> ControlTask:
+    check_known(config["env_id"])
+    with closing(make_env(config["env_id"], config["env_kwargs"])) as env:
+        return find_task(env)
+
+
+class State(NamedTuple):
+    """What a copy of a learner takes over beside its settings."""
+
+    tensors: dict[str, Tensor]
+    trained: set[str]
+    training: bool
+    device: torch.device
+
+
+def rebuild(learner_class: type[AnyLearner], task: ControlTask, settings: Mapping[str, Any], state: State) -> AnyLearner:
+    """A copy of a learner."""
+    learner = _make_again(learner_class, task, settings).to(state.device)
+    learner.load_state_dict(state.tensors)
+    for name, parameter in learner.named_parameters():
+        parameter.requires_grad_(name in state.trained)
+    return learner.train(state.training)
+
+
+def _make_again(learner_class: type[AnyLearner], task: ControlTask, settings: Mapping[str, Any]) -> AnyLearner:
+    arguments = dict(settings)
+    if "solver" in arguments:
+        arguments["solver"] = ILQROptions(**arguments["solver"])
+    learner = learner_class(task, **arguments)
+    missing = learner.settings.keys() - settings.keys()
+    if missing:  # they would silently take their defaults
+        raise ValueError(f"its settings lack {sorted(missing)}")
+    return learner

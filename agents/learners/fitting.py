@@ -1,0 +1,235 @@
+"""The one fit of all learners: epochs, validation, early stopping, what is kept on disk."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, check_disjoint
+from dilqr_rl.agents.learners.optimisers import Optimiser, make_optimiser
+from dilqr_rl.agents.learners.options import FitOptions
+from dilqr_rl.agents.learners.run_folder import RunFolder, Snapshot
+from dilqr_rl.agents.learners.segments import Segments, cut
+
+if TYPE_CHECKING:
+    from dilqr_rl.agents.learners.base import Learner
+
+__all__ = ["FitResult", "Surroundings", "fit"]
+
+
+@dataclass
+class FitResult:
+    """How a fit went.
+
+    Attributes:
+        history: a row for each epoch: "epoch", "train_loss", "validation_loss" (at each look), and what `measure` found. Before
+            them one for the start, and one more where a scan moved it, both of epoch 0.
+        best_epoch: the one whose parameters the learner now has.
+        stopped: why it ended: "epochs", "patience", "no step lowers the loss", "interrupted", "diverged" (amid an epoch that
+            isn't in the history), or "" while it goes on.
+        seconds: of this call.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+
+    @property
+    def best_validation_loss(self) -> float:
+        """At the best epoch; infinite before the first look."""
+        return min(self.column("validation_loss")[1], default=math.inf)
+
+    @property
+    def start_loss(self) -> float:
+        """The validation loss before anything was learnt; infinite before the first look."""
+        return next(iter(self.column("validation_loss")[1]), math.inf)
+
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """The epochs at which a figure was taken, and the figure."""
+        rows = [row for row in self.history if name in row]
+        return [int(row["epoch"]) for row in rows], [row[name] for row in rows]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a fit writes, tells and measures beside learning; see `Learner.fit`."""
+
+    folder: str | Path | None
+    resume: bool
+    on_epoch: Callable[[FitResult], None]
+    measure: Callable[[Any], Mapping[str, float]]
+
+
+def fit(
+    learner: Learner, data: Demonstrations, validation: Demonstrations | None, options: FitOptions, around: Surroundings
+) -> FitResult:
+    """See `Learner.fit`."""
+    learner.check_options(options)
+    train, held_out = (data, validation) if validation is not None else _hold_out(data, options.seed)
+    check_disjoint(train=train, validation=held_out)
+    length = _common_length(learner, train, held_out)
+    segments, watched = (cut(learner.task, part, length, learner.device) for part in (train, held_out))
+    run = _Run(learner, segments, watched, options, around.measure)
+    if around.folder is None:
+        return run.to_the_end(None, around.on_epoch)
+    kept = RunFolder(around.folder, _identity(learner, options, segments, watched), resume=around.resume)
+    return run.to_the_end(kept, around.on_epoch)
+
+
+def _hold_out(data: Demonstrations, seed: int) -> tuple[Demonstrations, Demonstrations]:
+    count = len(data)
+    if count < 2:
+        raise DemonstrationsError(
+            "demonstrations: expected at least 2 episodes, to learn from one and validate on another, got 1. Record more, or "
+            "pass validation=."
+        )
+    held_out = max(1, count // 5)
+    order = np.random.default_rng(seed).permutation(count)
+    train, validation = (tuple(data.episodes[i] for i in part) for part in (order[held_out:], order[:held_out]))
+    return replace(data, episodes=train), replace(data, episodes=validation)
+
+
+def _common_length(learner: Learner, train: Demonstrations, validation: Demonstrations) -> int:
+    if train.open_loop != validation.open_loop:
+        names = {True: "plans that were carried out as made (open_loop)", False: "actions that answer observations"}
+        raise DemonstrationsError(
+            f"validation: expected {names[train.open_loop]}, as the training demonstrations are, got "
+            f"{names[validation.open_loop]}."
+        )
+    return min(learner.segment_length(part) for part in (train, validation))
+
+
+def _identity(learner: Learner, options: FitOptions, *segments: Segments) -> dict[str, Any]:
+    """What a resumed fit must have in common with the one that was cut off."""
+    shared = {name: value for name, value in asdict(options).items() if name != "checkpoint_seconds"}
+    digest = hashlib.sha256()
+    for part in segments:
+        for tensor in (part.states, part.controls):
+            digest.update(tensor.cpu().numpy().tobytes())
+    return {
+        "learner": learner.name,
+        "task": learner.task.name,
+        "settings": learner.settings,
+        "options": shared,
+        "data": digest.hexdigest(),
+    }
+
+
+class _Run:
+    """A fit under way."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        segments: Segments,
+        watched: Segments,
+        options: FitOptions,
+        measure: Callable[[Any], Mapping[str, float]],
+    ) -> None:
+        self.measure = measure
+        self.learner, self.segments, self.watched, self.options = learner, segments, watched, options
+        learner.set_attempt(0)
+        self.optimiser: Optimiser = make_optimiser(learner, segments, options)
+        self.result = FitResult()
+        self.best: dict[str, Tensor] = {}
+        self.best_loss = math.inf
+        self.epoch = 0
+
+    def to_the_end(self, folder: RunFolder | None, on_epoch: Callable[[FitResult], None]) -> FitResult:
+        began = time.perf_counter()
+        snapshot = None if folder is None else folder.last()
+        try:
+            if snapshot is None:
+                self._begin()
+            else:
+                self._go_on(snapshot)
+            self._epochs(folder, on_epoch)
+        except KeyboardInterrupt:  # perhaps amid an epoch: what was last written stays
+            self.result.stopped = "interrupted"
+        finally:
+            if folder is not None:
+                folder.close()
+            if self.best:
+                self.learner.load_state_dict(self.best)
+            self.learner.eval()
+            self.result.seconds = time.perf_counter() - began
+        return self.result
+
+    def _epochs(self, folder: RunFolder | None, on_epoch: Callable[[FitResult], None]) -> None:
+        written = -math.inf
+        while True:
+            ended = self._ended()
+            if folder is not None and (ended or time.monotonic() - written >= self.options.checkpoint_seconds):
+                folder.keep(self._snapshot())
+                written = time.monotonic()
+            if ended:
+                return
+            if self._one_epoch():
+                on_epoch(self.result)
+
+    def _one_epoch(self) -> bool:
+        """Whether it came to its end."""
+        self.learner.train()
+        self.learner.before_epoch(self.epoch)
+        loss = self.optimiser.run_epoch(self.epoch)
+        if self.optimiser.stopped == "diverged":
+            return False
+        self.epoch += 1
+        self.result.history.append({"epoch": self.epoch, "train_loss": loss})
+        if self.epoch % self.options.validate_every == 0 or self.epoch == self.options.epochs or self.optimiser.stopped:
+            self._look()
+        return True
+
+    def _ended(self) -> bool:
+        patience, result = self.options.patience, self.result
+        if self.optimiser.stopped:
+            result.stopped = self.optimiser.stopped
+        elif self.epoch >= self.options.epochs:
+            result.stopped = "epochs"
+        elif patience is not None and self.epoch - result.best_epoch >= patience:
+            result.stopped = "patience"
+        return bool(result.stopped)
+
+    def _begin(self) -> None:
+        """The first look, before and after the scan."""
+        self.result.history.append({"epoch": 0})
+        self._look()
+        if self.options.scan_rounds > 0 and self.learner.scan(self.segments, self.options):
+            self.result.history.append({"epoch": 0})
+            self._look()
+
+    def _look(self) -> None:
+        """The validation loss of the parameters as they stand, which are kept if it is the lowest yet."""
+        row, loss = self.result.history[-1], self.learner.mean_over(self.watched)
+        row["validation_loss"] = loss = loss if math.isfinite(loss) else math.inf
+        row.update({name: float(value) for name, value in self.measure(self.learner).items()})
+        if not self.best or loss < self.best_loss:
+            self.result.best_epoch, self.best_loss = self.epoch, loss
+            self.best = copy.deepcopy(self.learner.state_dict())
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            epoch=self.epoch,
+            best_epoch=self.result.best_epoch,
+            history=self.result.history,
+            learner=self.learner.state_dict(),
+            best=self.best,
+            optimiser=self.optimiser.state(),
+        )
+
+    def _go_on(self, snapshot: Snapshot) -> None:
+        self.epoch, self.best = snapshot.epoch, snapshot.best
+        self.result.history, self.result.best_epoch = snapshot.history, snapshot.best_epoch
+        self.best_loss = self.result.best_validation_loss
+        self.learner.load_state_dict(snapshot.learner)
+        self.optimiser.restore(snapshot.optimiser)

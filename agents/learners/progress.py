@@ -1,0 +1,38 @@
+"""A line that shows how a fit goes: epochs, time gone, time left, validation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from dilqr_rl.agents.learners.fitting import FitResult
+
+__all__ = ["show_progress"]
+
+
+@contextmanager
+def show_progress(title: str, epochs: int, *, shown: bool) -> Iterator[Callable[[FitResult], None]]:
+    """A function to call after each epoch with the result so far; an epoch before the last may end the fit.
+
+    Args:
+        title: what stands before the bar.
+        epochs: at most.
+        shown: whether anything is printed.
+    """
+    if not shown:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as lines:
+        task = lines.add_task(title, total=epochs, note="")
+
+        def show(result: FitResult) -> None:
+            loss = result.column("validation_loss")[1][-1]
+            lines.update(task, completed=int(result.history[-1]["epoch"]), note=f"validation loss {loss:.2e}")
+
+        yield show
+        lines.update(task, total=lines.tasks[task].completed)

@@ -1,0 +1,101 @@
+"""Known physics and a small network for what they leave out, learnt through the planner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dilqr_rl.agents.learnable import set_physics
+from dilqr_rl.agents.learners.network import perceptron, seeded
+from dilqr_rl.agents.learners.options import FitOptions
+from dilqr_rl.agents.learners.planning import PlanningLearner
+from dilqr_rl.agents.learners.segments import Segments
+from dilqr_rl.tasks import ControlTask
+
+__all__ = ["ResidualDynamics", "ResidualLearner"]
+
+
+class ResidualDynamics(nn.Module):
+    """x_{t+1} = known(x_t, u_t) + correction(x_t, u_t / control_scale).
+
+    Args:
+        known: (x, u) -> next x (..., n).
+        correction: (x, u) in one vector (..., n+m) -> what is added (..., n).
+        control_scale: largest control, so that +-100 N don't saturate the network.
+    """
+
+    def __init__(self, known: nn.Module, correction: nn.Module, control_scale: float = 1.0) -> None:
+        super().__init__()
+        self.known, self.correction, self.control_scale = known, correction, control_scale
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        """The state (..., n) after x (..., n) under u (..., m)."""
+        after: Tensor = self.known(x, u) + self.correction(torch.cat((x, u / self.control_scale), dim=-1))
+        return after
+
+
+class ResidualLearner(PlanningLearner):
+    """Learns what the known physics leave out, by the imitation loss through the planner; the cost is known.
+
+    The network adds to the next state; its last layer is zero at first, so that it starts with the known physics.
+
+    Args:
+        task: as for every planning learner.
+        hidden: widths of the network's hidden layers, with tanh.
+        seed: of the weights that it starts with.
+        physics: numbers of the known physics, by name; the task's own by default. They stay as they are.
+        **settings: as for every planning learner.
+
+    Raises:
+        ValueError: as for every planning learner; a width or a seed that is none.
+    """
+
+    name = "residual"
+    learns = ("dynamics.correction.",)
+    defaults = FitOptions(optimizer="lm", epochs=150, restarts=3)
+
+    def __init__(
+        self,
+        task: ControlTask | str,
+        *,
+        hidden: Sequence[int] = (16,),
+        seed: int = 0,
+        physics: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(task, hidden=list(hidden), seed=seed, **settings)
+        set_physics(self.problem.get_submodule("dynamics.known"), physics or {})
+        self.settings["physics"] = dict(physics or {})
+
+    def model(self) -> ControlTask:
+        """The task with a correction of its dynamics."""
+        largest = max(abs(self.task.u_min), abs(self.task.u_max))
+        scale = largest if math.isfinite(largest) and largest > 0 else 1.0
+        correction = self._draw(seeded(self.settings["seed"]))
+        return replace(self.task, dynamics=ResidualDynamics(self.task.dynamics, correction, scale))
+
+    def scan(self, segments: Segments, options: FitOptions) -> bool:
+        """Nothing: no network is found by drawing."""
+        return False
+
+    @torch.no_grad()
+    def restart(self, attempt: int, segments: Segments, options: FitOptions) -> None:
+        """See `Learner`: from the known physics again, with another draw of the hidden layers."""
+        drawn = self._draw(seeded(self.settings["seed"], attempt))
+        self.problem.get_submodule("dynamics.correction").load_state_dict(drawn.state_dict())
+
+    def readable_parameters(self) -> dict[str, Tensor]:
+        """None: a network's weights say nothing to a person."""
+        return {}
+
+    def _draw(self, generator: torch.Generator) -> nn.Sequential:
+        n, m = self.task.state_size, self.task.control_size
+        layers = perceptron((n + m, *self.settings["hidden"], n), "tanh", generator)
+        for parameter in layers[-1].parameters():
+            nn.init.zeros_(parameter)
+        return layers
