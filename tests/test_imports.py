@@ -12,13 +12,14 @@ import pytest
 CORE = {"dilqr_rl", "dilqr_rl.native", "torch", "numpy"}
 NATIVE = CORE | {"numba", "llvmlite"}  # numba brings llvmlite
 ENVS = CORE | {"dilqr_rl.envs", "gymnasium", "pygame"}
-AGENTS = CORE | {"dilqr_rl.agents", "gymnasium", "safetensors", "stable_baselines3"}
+AGENTS = CORE | {"dilqr_rl.agents", "gymnasium", "rich", "safetensors", "stable_baselines3"}
 ALLOWED = {  # beside the standard library
     "dilqr_rl": CORE,
     "dilqr_rl.native": NATIVE,
     "dilqr_rl.envs": ENVS,
     "dilqr_rl.agents": AGENTS,
-    "dilqr_rl.cli": ENVS | AGENTS | {"dilqr_rl.cli", "matplotlib", "PIL", "rich", "tqdm", "tyro"},
+    "dilqr_rl.experiments": ENVS | AGENTS | {"dilqr_rl.experiments", "matplotlib", "ray"},
+    "dilqr_rl.cli": ENVS | AGENTS | {"dilqr_rl.cli", "dilqr_rl.experiments", "matplotlib", "PIL", "rich", "tqdm", "tyro"},
 }
 LAZY = {"dilqr_rl": {"dilqr_rl.agents"}}  # `from dilqr_rl import MPCPolicy` fetches it on first use
 

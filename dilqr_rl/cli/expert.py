@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from dilqr_rl.cli.console import console, progress
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Expert:
     warm_start: bool = False
     """Start each plan from the last one. Better control with long horizons, but such an expert's actions depend on more
     than the observation, so that they can't be cloned exactly."""
+    plans: bool = False
+    """Record plans instead, each made from its episode's start and carried out for --horizon steps as it was made: what the
+    published experiments learn from."""
     physics: dict[str, float] = field(default_factory=dict)
     """Physics of the environment that differ from its defaults, e.g. --physics mass 2 length 0.5."""
     seed: int = 0
@@ -43,6 +49,9 @@ class Expert:
         check_can_write(self.out, overwrite=self.overwrite)
         env_kwargs = {"physics": self.physics} if self.physics else {}
         env = make_env(self.env, env_kwargs)
+        if self.plans:
+            self._record_plans(env)
+            return
         policy = MPCPolicy.for_env(env, horizon=self.horizon, warm_start=self.warm_start)
         limit = env.spec.max_episode_steps if env.spec is not None else None
         env.close()
@@ -51,3 +60,13 @@ class Expert:
         found.demonstrations.save(self.out, overwrite=self.overwrite)
         console.print(rollout_table(f"expert on {self.env}", found, self.seed))
         console.print(f"{found.demonstrations.num_steps} steps written to {self.out}")
+
+    def _record_plans(self, env: gym.Env[Any, Any]) -> None:
+        from dilqr_rl.agents import PhysicsLearner, record_plans
+
+        try:
+            found = record_plans(env, PhysicsLearner.for_env(env, horizon=self.horizon), episodes=self.episodes, seed=self.seed)
+        finally:
+            env.close()
+        found.save(self.out, overwrite=self.overwrite)
+        console.print(f"{len(found)} plans of {self.horizon} steps written to {self.out}")

@@ -10,16 +10,14 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from dilqr_rl.agents.cloning import CloningResult
-    from dilqr_rl.agents.demonstrations import Episode
-    from dilqr_rl.agents.policy import MPCPolicy
+    from dilqr_rl.agents import Episode, FitResult, PlanningLearner
 
 __all__ = ["draw_learning", "write_gif"]
 
 _PREDICTED_STEPS = 60
 
 
-def draw_learning(result: CloningResult, planners: Mapping[str, MPCPolicy], episode: Episode, path: Path) -> None:
+def draw_learning(result: FitResult, planners: Mapping[str, PlanningLearner], episode: Episode, path: Path) -> None:
     """Plot the learning curve, and a real pendulum episode beside what each planner's model makes of its actions.
 
     Args:
@@ -36,10 +34,11 @@ def draw_learning(result: CloningResult, planners: Mapping[str, MPCPolicy], epis
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     losses, motion = figure.subplots(1, 2)
-    losses.semilogy(*zip(*result.train, strict=True), color="tab:blue", alpha=0.4, label="training batch")
-    losses.semilogy(*zip(*result.validation, strict=True), "o-", color="tab:blue", label="validation")
+    epochs, validation = result.column("validation_loss")
+    losses.semilogy(*result.column("train_loss"), "o-", color="tab:blue", alpha=0.4, label="training")
+    losses.semilogy(epochs[1:], validation[1:], "o-", color="tab:blue", label="validation")
     losses.semilogy(0, result.start_loss, "s", color="black", label="validation, before the scan")
-    losses.set(xlabel="optimiser step", ylabel="imitation loss", title="Learning from actions alone")
+    losses.set(xlabel="step of Levenberg-Marquardt", ylabel="imitation loss", title="Learning from actions alone")
     losses.legend()
     steps = min(_PREDICTED_STEPS, len(episode))
     time_step = float([*planners.values()][-1].task.dynamics.time_step)  # type: ignore[arg-type]
@@ -75,7 +74,7 @@ def write_gif(env_id: str, episode: Episode, path: Path) -> None:
 
 
 @torch.no_grad()
-def _predict(planner: MPCPolicy, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
+def _predict(planner: PlanningLearner, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
     states = [torch.as_tensor(start, dtype=torch.float64)]
     for action in actions:
         control = planner.task.control_per_action * torch.as_tensor(action, dtype=torch.float64)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.table import Table
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from dilqr_rl.agents import Identifiability
     from dilqr_rl.agents.rollouts import RollOuts
 
-__all__ = ["combinations", "parameter_table", "rollout_table"]
+__all__ = ["explain", "parameter_table", "rollout_table", "single_numbers"]
 
 
 def rollout_table(title: str, found: RollOuts, seed: int) -> Table:
@@ -32,27 +32,59 @@ def rollout_table(title: str, found: RollOuts, seed: int) -> Table:
     return table
 
 
-def parameter_table(start: Mapping[str, Tensor], learnt: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> Table:
-    """The parameters that training moved, beside the environment's, and the combinations that a pendulum's actions identify."""
+def parameter_table(
+    start: Mapping[str, Tensor], learnt: Mapping[str, Tensor], true: Mapping[str, Tensor], found: Identifiability
+) -> Table:
+    """The learnt numbers, beside the environment's own, and how well the demonstrations determine them.
+
+    Args:
+        start: before the fit, by name.
+        learnt: after it.
+        true: the environment's own; what it hasn't is left open.
+        found: of the demonstrations.
+    """
     table = Table(title="what was learnt", title_justify="left")
-    for column in ("", "start", "learnt", "true"):
+    for column in ("", "start", "learnt", "true", "standard error"):
         table.add_column(column, justify="left" if not column else "right")
-    moved = [name for name in learnt if not np.allclose(start[name], learnt[name], rtol=1e-9)]
-    for name in moved:
-        table.add_row(name, *(_numbers(values[name]) for values in (start, learnt, true)))
-    told = [combinations(values) for values in (start, learnt, true)]
-    for name in told[0]:
-        table.add_row(name, *(f"{values[name]:.4g}" for values in told), style="bold")
+    columns = [single_numbers(values) for values in (start, learnt, true)]
+    errors = found.standard_errors()
+    for name, relative in zip(found.names, found.relative, strict=True):
+        error = "not by itself" if name not in errors else f"{100 * errors[name]:.2g} %" if relative else f"{errors[name]:.2g}"
+        table.add_row(_short(name), *(_number(column.get(name)) for column in columns), error)
+    for combination in found.combinations():
+        known = [column if combination.exponents.keys() <= column.keys() else None for column in columns]
+        values = (_number(None if column is None else combination.value(column)) for column in known)
+        table.add_row(combination.label, *values, "determined", style="bold")
     return table
 
 
-def combinations(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """For a pendulum, what its actions identify: its motion depends on gravity, mass and length through these two alone."""
-    mass, length, gravity = (values.get(f"dynamics.{name}") for name in ("mass", "length", "gravity"))
-    if mass is None or length is None or gravity is None:
-        return {}
-    return {"gravity / length": float(gravity / length), "mass · length²": float(mass * length**2)}
+def explain(found: Identifiability) -> str:
+    """What the demonstrations leave open, in words."""
+    loose = [name for name, alone in found.determined_alone().items() if not alone]
+    if not loose:
+        return "The demonstrations determine every one of these numbers."
+    count = len(found.undetermined)
+    ways = "is one way" if count == 1 else f"are {count} ways"
+    combined = ", ".join(combination.label for combination in found.combinations())
+    held = f" They do determine {combined}." if combined else ""
+    return (
+        f"There {ways} to change {', '.join(map(_short, loose))} together without a trace in the demonstrations, so each of "
+        f"them by itself may be far from the truth and act as well.{held}"
+    )
 
 
-def _numbers(values: Tensor) -> str:
-    return ", ".join(f"{value:.4g}" for value in values.reshape(-1).tolist())
+def single_numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Every number of some tensors by a name of its own, such as "stage_cost.weights[2]"."""
+    found = {}
+    for name, value in values.items():
+        for place, number in enumerate(value.reshape(-1).tolist()):
+            found[f"{name}[{place}]" if value.ndim else name] = number
+    return found
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

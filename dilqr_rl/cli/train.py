@@ -1,88 +1,154 @@
-"""`dilqr train`: clone the demonstrator of a file."""
+"""`dilqr train`: learn from the demonstrations of a file."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from dilqr_rl.cli.console import console, progress
+from dilqr_rl.cli.console import console
+
+if TYPE_CHECKING:
+    from dilqr_rl.agents import Demonstrations, FitOptions, FitResult, Learner
+    from dilqr_rl.tasks import ControlTask
+
+_CLOSED_LOOP_HORIZON = 20  # of `dilqr expert`
 
 
 @dataclass(frozen=True)
 class Train:
-    """Clone demonstrations with a planning policy, from their observations and actions alone. Ctrl-C keeps the best so far."""
+    """Learn from demonstrations, from observations and actions alone. Ctrl-C keeps the best so far.
+
+    Learners: dx (physics, through the planner), cost, cost_dx (both), sysid (physics, from the motion), residual (a network
+    beside the physics), lqr (a linear model), nn (an LSTM), mlp (a network).
+    """
 
     demonstrations: tyro.conf.Positional[Path]
-    """An .npz file of `dilqr expert`."""
+    """An .npz file, as `dilqr expert` writes it."""
+    learner: str = "dx"
+    """dx, cost, cost_dx, sysid, residual, lqr, nn or mlp."""
     out: Path | None = None
     """The checkpoint to write; the demonstrations' name with .safetensors behind it by default."""
-    learn: tuple[str, ...] = ("physics",)
-    """What is learnt: physics, weights, goal, or single parameters such as dynamics.mass."""
     off_by: float = 2.0
     """Learnt physics start wrong by this factor, up or down at random; 1 starts at the environment's own."""
     physics: dict[str, float] = field(default_factory=dict)
     """Where physics start instead, e.g. --physics gravity 15 mass 3 length 0.5."""
-    horizon: int = 20
-    """Steps that a plan looks ahead; the demonstrator's, if known."""
-    steps: int = 300
-    """Optimiser steps."""
-    batch_size: int = 128
-    """Observations in one step."""
-    learning_rate: float = 0.05
-    """Of Adam, relative to the size of the physics; it falls along a cosine."""
+    learn: tuple[str, ...] = ()
+    """Learn only these of the learner's parameters, e.g. --learn dynamics.mass."""
+    horizon: int | None = None
+    """Steps that a plan looks ahead: the demonstrator's, if known. That of demonstrated plans, else 20, by default."""
+    gradient: Literal["implicit", "diffmpc"] = "implicit"
+    """Of the planner."""
+    optimizer: Literal["lm", "adam", "rmsprop"] | None = None
+    """The learner's own by default: lm (Levenberg-Marquardt) where there are a few parameters, else adam."""
+    epochs: int | None = None
+    """At most; the learner's own by default, like the next three."""
+    batch_size: int | None = None
+    """Segments in one gradient step."""
+    learning_rate: float | None = None
+    """Of adam and rmsprop."""
+    patience: int | None = None
+    """Epochs without a better validation loss after which the fit ends."""
     seed: int = 0
-    """Of the split into training, validation and test episodes, and of the batches."""
+    """Of the split into training, validation and test episodes, of first weights, and of the batches."""
+    folder: Path | None = None
+    """Keep the log (csv, TensorBoard) and what it takes to resume here."""
+    resume: bool = False
+    """Go on with the fit that --folder keeps."""
     overwrite: bool = False
     """Overwrite the checkpoint if it exists."""
 
     def run(self) -> None:
         """Train, write, and tell."""
-        import torch
-
-        from dilqr_rl.agents import CloningOptions, Demonstrations, MPCPolicy, clone, imitation_loss
+        from dilqr_rl.agents import Demonstrations, check_disjoint
         from dilqr_rl.agents.environments import make_env
         from dilqr_rl.agents.files import check_can_write
-        from dilqr_rl.agents.learnable import learnt_physics
-        from dilqr_rl.cli.tables import parameter_table
-        from dilqr_rl.tasks import known_ids
+        from dilqr_rl.tasks import find_task, known_ids
 
         out = check_can_write(self.out or self.demonstrations.with_suffix(".safetensors"), overwrite=self.overwrite)
-        if self.seed < 0:
-            raise ValueError(f"--seed: expected 0 or more, got {self.seed}.")
+        self._check()
         train, validation, test = Demonstrations.load(self.demonstrations).split(self.seed)
+        check_disjoint(train=train, validation=validation, test=test)
         if train.env_id not in known_ids():
             raise ValueError(f"{self.demonstrations}: expected an environment among {known_ids()}, got {train.env_id!r}.")
         env = make_env(train.env_id, train.env_kwargs)
-        exact = MPCPolicy.for_env(env, horizon=self.horizon, learn=self.learn, warm_start=False)
-        torch.manual_seed(self.seed)  # the critic's first weights are in the checkpoint too
-        physics = {**_wrong(learnt_physics(exact.problem), self.off_by, self.seed), **self.physics}
-        policy = MPCPolicy.for_env(env, horizon=self.horizon, learn=self.learn, warm_start=False, physics=physics)
+        task = find_task(env)
         env.close()
-        start, before = policy.parameter_values(), imitation_loss(policy, test)
-        options = CloningOptions(steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed)
-        with progress("cloning", self.steps) as bar:
-            result = clone(
-                policy,
-                train,
-                validation,
-                options,
-                lambda so_far: bar.advance(note=f"validation loss {so_far.validation[-1][1]:.2e}"),
-            )
-        if result.interrupted:
-            console.print(f"interrupted; keeping the best so far, of step {result.best_step}")
-        policy.save(out, overwrite=self.overwrite)
-        console.print(parameter_table(start, policy.parameter_values(), exact.parameter_values()))
-        after = imitation_loss(policy, test)
-        console.print(f"imitation loss on {len(test)} test episodes: {before:.3g} before, {after:.3g} after")
-        console.print(f"checkpoint of step {result.best_step} written to {out}")
+        learner = self._learner(task, train)
+        start, before = learner.readable_parameters(), learner.imitation_loss(test)
+        result = self._fit(learner, train, validation)
+        learner.save(out, overwrite=self.overwrite)
+        self._tell(learner, start, task, train)
+        console.print(
+            f"imitation loss on {len(test)} test episodes: {before:.3g} before, {learner.imitation_loss(test):.3g} after "
+            f"{result.best_epoch} epochs, the best of {int(result.history[-1]['epoch'])} ({result.stopped})"
+        )
+        console.print(f"checkpoint written to {out}", soft_wrap=True)
 
+    def _check(self) -> None:
+        from dilqr_rl.agents import LEARNERS
 
-def _wrong(physics: dict[str, float], factor: float, seed: int) -> dict[str, float]:
-    """Each number times or divided by the factor, at random."""
-    if not factor > 0:
-        raise ValueError(f"--off-by: expected a number above 0, got {factor}.")
-    rng = random.Random(seed)
-    return {name: value * rng.choice((factor, 1 / factor)) for name, value in physics.items()}
+        if self.learner not in LEARNERS:
+            raise ValueError(f"--learner: expected one of {', '.join(LEARNERS)}, got {self.learner!r}.")
+        if self.seed < 0:
+            raise ValueError(f"--seed: expected 0 or more, got {self.seed}.")
+        if not self.off_by > 0:
+            raise ValueError(f"--off-by: expected a number above 0, got {self.off_by}.")
+        if self.resume and self.folder is None:
+            raise ValueError("--resume: expected --folder, where the fit is that is to go on.")
+
+    def _learner(self, task: ControlTask, train: Demonstrations) -> Learner:
+        """As the options say; what the learner's class doesn't take must not have been given."""
+        from dilqr_rl.agents import LEARNERS, PlanningLearner
+
+        kind = LEARNERS[self.learner]
+        given: dict[str, Any] = {}
+        if train.open_loop or self.horizon is not None:
+            given["horizon"] = self.horizon or len(train.episodes[0])
+        if not issubclass(kind, PlanningLearner):
+            wrong = [name for name in ("physics", "learn") if getattr(self, name)]
+            if wrong:
+                raise ValueError(f"--{wrong[0]}: expected a learner that plans, got --learner {self.learner}.")
+            return kind(task, **given, seed=self.seed)
+        given.setdefault("horizon", _CLOSED_LOOP_HORIZON)
+        if self.learn:
+            given["learn"] = self.learn
+        if self.learner in ("lqr", "residual"):
+            given["seed"] = self.seed
+        if self.learner != "lqr":
+            given["physics"] = {**self._wrong(kind(task, **given)), **self.physics}
+        elif self.physics:
+            raise ValueError("--physics: expected a learner of physics, got --learner lqr, whose model is linear.")
+        return kind(task, **given, gradient=self.gradient)
+
+    def _wrong(self, learner: Learner) -> dict[str, float]:
+        """Each number of the learnt physics times or divided by the factor, at random."""
+        from dilqr_rl.agents import PlanningLearner
+        from dilqr_rl.agents.learnable import learnt_physics
+
+        physics = learnt_physics(learner.problem) if isinstance(learner, PlanningLearner) else {}
+        rng = random.Random(self.seed)
+        return {name: value * rng.choice((self.off_by, 1 / self.off_by)) for name, value in physics.items()}
+
+    def _fit(self, learner: Learner, train: Demonstrations, validation: Demonstrations) -> FitResult:
+        names = ("optimizer", "epochs", "batch_size", "learning_rate", "patience")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        options: FitOptions = replace(learner.defaults, **given, seed=self.seed)
+        result = learner.fit(train, validation, options, folder=self.folder, resume=self.resume, progress_bar=True)
+        if result.stopped == "interrupted":
+            console.print(f"interrupted; keeping the best so far, of epoch {result.best_epoch}")
+        return result
+
+    def _tell(self, learner: Learner, start: Any, task: ControlTask, train: Demonstrations) -> None:
+        """What was learnt, beside the environment's own, and what of it the demonstrations determine."""
+        from dilqr_rl.agents import PlanningLearner, identifiability
+        from dilqr_rl.agents.learnable import parameter_values
+        from dilqr_rl.cli.tables import explain, parameter_table
+
+        if isinstance(learner, PlanningLearner) and start:
+            found = identifiability(learner, train)
+            console.print(parameter_table(start, learner.readable_parameters(), parameter_values(task.problem()), found))
+            console.print(explain(found), highlight=False)

@@ -1,0 +1,327 @@
+"""E2: time and memory of the implicit gradient beside those of unrolled iterations ([DiLQR] Fig. 2, [DiffMPC] Fig. 2).
+
+Pendulum, B = 20, one thread. The published unrolled baselines take 50 to 300 iterations whatever convergence needs, so ours is
+timed at those numbers and at the iterations that it really takes. mpc.pytorch has an environment of its own: its figures are
+those of `dilqr bench`, where a checkout has them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import dilqr_rl
+from dilqr_rl import ILQR, ILQROptions
+from dilqr_rl.experiments.experiment import Claim
+from dilqr_rl.experiments.figures import new_figure, save_figure
+from dilqr_rl.experiments.systems import problem, starts
+from dilqr_rl.experiments.trials import Record, Trial
+
+__all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
+
+title = "Time and memory of the gradients"
+workers: int | None = 1
+
+_SIZES = {  # horizons, unrolled iterations, batch, seconds to repeat for
+    "smoke": ((5,), (10,), 4, 0.2),
+    "quick": ((10,), (50, 300), 20, 2.0),
+    "paper": ((10, 20, 50), (50, 100, 200, 300), 20, 5.0),
+}
+_PARTS = ("forward", "backward")
+_STYLES = {"backward": "-", "forward": "--"}
+_METHODS = ("native", "torch", "unrolled")
+_MOST_REPEATS = 15
+_TOLERANCE, _MAX_ITERATIONS = 1e-8, 300
+_PUBLISHED = {
+    50: (1.41, 21.0),
+    300: (8.57, 128.0),
+}  # [DiLQR] Fig. 2, T = 10: seconds unrolled, and how many times the implicit's
+_LOOKS = {
+    "native": ("tab:blue", "implicit, native"),
+    "torch": ("tab:orange", "implicit, torch"),
+    "mpc.pytorch": ("tab:green", "mpc.pytorch"),
+}
+
+
+class _Exactly(ILQROptions):
+    """Options without their checks: no residual meets a negative tolerance, so every problem takes all iterations."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def trials(preset: str) -> list[Trial]:
+    """One for each horizon and method; unrolled ones with "iterations" None take as many as convergence needs."""
+    horizons, counts, batch, budget = _SIZES[preset]
+    found = []
+    for T in horizons:
+        common = {"system": "pendulum", "horizon": T, "batch": batch, "seed": 10, "budget_seconds": budget}
+        found += [Trial(f"{name}-t{T}", {**common, "method": name, "iterations": None}, T + 100.0) for name in _METHODS]
+        for n in counts:
+            found.append(Trial(f"unrolled-{n}-t{T}", {**common, "method": "unrolled", "iterations": n}, 100.0 + n * T / 10))
+    return found
+
+
+def run(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Seconds of the forward and backward passes, repeated, and the memory that the first of them needs on top."""
+    planner, batch = _planner(settings), settings["batch"]
+    x0 = starts(settings["system"], batch, settings["seed"])
+    parameters = [planner.problem.get_parameter(f"dynamics.{name}") for name in ("gravity", "mass", "length")]
+
+    def forward(x0: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        solution = planner(x0)
+        return solution.controls.square().sum(), solution
+
+    torch.autograd.grad(forward(x0[:1])[0], parameters)  # imports, compiles and allocates what the first call does
+    before = _forget_peak()
+    seconds: dict[str, list[float]] = {"forward": [], "backward": []}
+    memory, end, solution = 0, math.inf, None
+    while not seconds["forward"] or (len(seconds["forward"]) < _MOST_REPEATS and time.perf_counter() < end):
+        (loss, solution), took = _timed(partial(forward, x0))
+        seconds["forward"].append(took)
+        gradient, took = _timed(partial(torch.autograd.grad, loss, parameters))
+        seconds["backward"].append(took)
+        del loss
+        if end == math.inf:
+            memory, end = max(0, _peak() - before), time.perf_counter() + settings["budget_seconds"]
+    return {
+        "forward_seconds": seconds["forward"],
+        "backward_seconds": seconds["backward"],
+        "memory_bytes": memory,
+        "iterations": solution.num_iterations.tolist() if solution is not None else [],
+        "residual": float(solution.residual.max()) if solution is not None else None,
+        "gradient": [float(part) for part in gradient],
+    }
+
+
+def _planner(settings: Mapping[str, Any]) -> ILQR:
+    tested, method, iterations = problem(settings["system"], settings["horizon"]), settings["method"], settings["iterations"]
+    if iterations is not None:
+        exactly = _Exactly(max_iterations=iterations, tolerance=-1.0, backend="torch", regularisation_max=math.inf)
+        return ILQR(tested, exactly, gradient="unroll")
+    options = ILQROptions(_MAX_ITERATIONS, _TOLERANCE, backend="native" if method == "native" else "torch")
+    return ILQR(tested, options, gradient="unroll" if method == "unrolled" else "implicit")
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    gc.collect()
+    start = time.perf_counter()
+    found = function()
+    return found, time.perf_counter() - start
+
+
+def _forget_peak() -> int:
+    """Forget the largest resident size so far where the system can (Linux); returns the largest now, in bytes."""
+    gc.collect()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return _peak()
+
+
+def _peak() -> int:
+    """The largest resident size of this process, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):  # not Linux: macOS counts in bytes, others in KiB
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row for each trial, and for each figure of mpc.pytorch."""
+    found = []
+    for record in records:
+        iterations = record.result["iterations"]
+        found.append(
+            {
+                "method": record.settings["method"],
+                "horizon": record.settings["horizon"],
+                "batch": record.settings["batch"],
+                "asked": record.settings["iterations"],
+                "iterations": median(iterations),
+                "most": max(iterations),
+                "forward_ms": 1e3 * _seconds(record, "forward"),
+                "backward_ms": 1e3 * _seconds(record, "backward"),
+                "memory_MB": record.result["memory_bytes"] / 1e6,
+                "repeats": len(record.result["forward_seconds"]),
+            }
+        )
+    horizons = sorted({record.settings["horizon"] for record in records})
+    return found + [{"method": "mpc.pytorch", "horizon": T, **row} for T in horizons for row in _mpc_pytorch(T)]
+
+
+def _seconds(record: Record, part: str) -> float:
+    """The shortest of the repeats: whatever else the machine does only adds to it."""
+    return float(min(record.result[f"{part}_seconds"]))
+
+
+def _mpc_pytorch(horizon: int) -> list[dict[str, Any]]:
+    """What `dilqr bench` has measured of mpc.pytorch on 20 pendulums, with our own beside it in the same run; [] if nothing."""
+    folder = Path(dilqr_rl.__file__).resolve().parents[1] / "benchmarks" / "results"
+    for name in ("e2.json", "bench.json"):
+        try:
+            cells = json.loads((folder / name).read_text(encoding="utf-8"))["cells"]
+            theirs, ours = (cells[f"{solver} | pendulum | T={horizon} | B=20"] for solver in ("mpc.pytorch", "native"))
+            times = {f"{part}_ms": 1e3 * min(theirs[f"{part}_seconds"]) for part in _PARTS}
+            ratio = min(theirs["backward_seconds"]) / min(ours["backward_seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        iterations = theirs.get("iterations", {})
+        return [
+            {
+                "batch": 20,
+                **{to: iterations[of] for to, of in (("iterations", "median"), ("most", "most")) if of in iterations},
+                **times,
+                "memory_MB": theirs["memory_bytes"] / 1e6,
+                "repeats": len(theirs["forward_seconds"]),
+                "times_native_backward": ratio,
+            }
+        ]
+    return []
+
+
+def claims(records: Sequence[Record]) -> list[Claim]:
+    """What is published on time and memory, and what came out at the smallest horizon, and at all of them."""
+    found = []
+    horizons = sorted({record.settings["horizon"] for record in records})
+    for n, (seconds, times) in _PUBLISHED.items():
+        told = [text for T in horizons if (text := _ratio(records, T, n, "backward"))]
+        published = f"[DiLQR] Fig. 2: {times:g} times faster at T = 10 (unrolled {seconds:g} s)"
+        found.append(_compared(f"Backward against {n} unrolled iterations", published, told, records, (n, times)))
+    told = [text for T in horizons if (text := _ratio(records, T, None, "backward"))]
+    found.append(_compared("Backward against as many unrolled iterations as convergence needs", "-", told, records, None))
+    found.append(_memory_claim(records, horizons))
+    told = [
+        f"T = {T}: backward {row['backward_ms']:.1f} ms, {row['times_native_backward']:.0f} times our native"
+        for T in horizons
+        for row in _mpc_pytorch(T)
+    ]
+    found.append(
+        _compared("mpc.pytorch's backward, whose formula leaves the dynamics' curvature out", "-", told, records, None)
+    )
+    return found
+
+
+def _compared(
+    claim: str, published: str, told: list[str], records: Sequence[Record], figure: tuple[int, float] | None
+) -> Claim:
+    """A claim with its verdict: a ratio is reproduced where ours, both by torch, is at least as large at T = 10."""
+    if not told:
+        return Claim(claim, published, "-", "not measured")
+    verdict = "new" if published == "-" else "reproduced"
+    if figure is not None:
+        torch_, unrolled = _find(records, 10, "torch", None), _find(records, 10, "unrolled", figure[0])
+        if torch_ is None or unrolled is None:
+            verdict = "not measured"
+        elif _seconds(unrolled, "backward") / _seconds(torch_, "backward") < figure[1]:
+            verdict = "not reproduced"
+    return Claim(claim, published, "; ".join(told), verdict)
+
+
+def _find(records: Sequence[Record], horizon: int, method: str, iterations: int | None) -> Record | None:
+    wanted = {"horizon": horizon, "method": method, "iterations": iterations}
+    return next((record for record in records if wanted.items() <= record.settings.items()), None)
+
+
+def _ratio(records: Sequence[Record], horizon: int, iterations: int | None, part: str) -> str:
+    unrolled, torch_ = _find(records, horizon, "unrolled", iterations), _find(records, horizon, "torch", None)
+    native = _find(records, horizon, "native", None)
+    if unrolled is None or torch_ is None or native is None:
+        return ""
+    times = [_seconds(unrolled, part) / _seconds(record, part) for record in (torch_, native)]
+    took = "" if iterations is not None else f" ({max(unrolled.result['iterations'])} at most)"
+    seconds = f"unrolled {_seconds(unrolled, part):.2g} s"
+    return f"T = {horizon}{took}: {seconds}, {times[0]:.0f} times our torch, {times[1]:.0f} times our native"
+
+
+def _memory_claim(records: Sequence[Record], horizons: Sequence[int]) -> Claim:
+    """Reproduced where the implicit gradients need less than the fewest unrolled iterations, at every horizon."""
+    claim, published = "Memory doesn't grow with the iterations", "[DiLQR] 4, not measured"
+    told = [found for T in horizons if (found := _memory(records, T))]
+    if not told:
+        return Claim(claim, published, "-", "not measured")
+    verdict = "reproduced" if all(less for _, less in told) else "not reproduced"
+    return Claim(claim, published, "; ".join(text for text, _ in told), verdict)
+
+
+def _memory(records: Sequence[Record], horizon: int) -> tuple[str, bool] | None:
+    """What is needed at a horizon, in words, and whether the implicit gradients need the least."""
+    unrolled = [r for r in records if r.settings["horizon"] == horizon and r.settings["iterations"] is not None]
+    implicit = [record for name in ("torch", "native") if (record := _find(records, horizon, name, None)) is not None]
+    if not unrolled or len(implicit) < 2:
+        return None
+    most = max(unrolled, key=lambda record: record.settings["iterations"])
+    sizes = [record.result["memory_bytes"] / 1e6 for record in (most, *implicit)]
+    count = most.settings["iterations"]
+    least = min(record.result["memory_bytes"] for record in unrolled)
+    less = all(record.result["memory_bytes"] < least for record in implicit)
+    text = f"T = {horizon}: {count} unrolled {sizes[0]:.0f} MB, torch {sizes[1]:.0f} MB, native {sizes[2]:.0f} MB"
+    return text, less
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Time over the number of unrolled iterations, a panel for each horizon, with the implicit gradients as level lines."""
+    horizons = sorted({record.settings["horizon"] for record in records})
+    figure = new_figure(4.0 * len(horizons) + 0.5, 7.0)
+    panels = figure.subplots(2, len(horizons), squeeze=False, sharex=True, sharey="row")
+    for column, horizon in enumerate(horizons):
+        here = [record for record in records if record.settings["horizon"] == horizon]
+        _draw_times(panels[0][column], here, horizon)
+        _draw_memory(panels[1][column], here)
+        panels[0][column].set_title(f"pendulum, T = {horizon}")
+        panels[1][column].set_xlabel("unrolled iterations")
+    panels[0][0].set_ylabel("seconds per batch")
+    panels[1][0].set_ylabel("memory, MB")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return [save_figure(figure, folder / "time.png")]
+
+
+def _draw_times(panel: Any, records: Sequence[Record], horizon: int) -> None:
+    levels = {r.settings["method"]: {p: _seconds(r, p) for p in _PARTS} for r in records if r.settings["method"] in _LOOKS}
+    for row in _mpc_pytorch(horizon):
+        levels["mpc.pytorch"] = {part: row[f"{part}_ms"] / 1e3 for part in _PARTS}
+    fixed, needed = _unrolled(records)
+    for part, style in _STYLES.items():
+        for marker, group, label in (("o" + style, fixed, "unrolled"), ("*", needed, "unrolled, as needed")):
+            counts = [max(record.result["iterations"]) for record in group]
+            times = [_seconds(record, part) for record in group]
+            face = "tab:red" if part == "backward" else "none"
+            panel.plot(counts, times, marker, color="tab:red", mfc=face, ms=7, label=f"{label}, {part}")
+        for method, (colour, name) in _LOOKS.items():
+            if method in levels:
+                panel.axhline(levels[method][part], ls=style, color=colour, label=f"{name}, {part}")
+    panel.set(yscale="log")
+    panel.grid(alpha=0.3)
+
+
+def _draw_memory(panel: Any, records: Sequence[Record]) -> None:
+    for marker, group in zip(("o-", "*"), _unrolled(records), strict=True):
+        sizes = [record.result["memory_bytes"] / 1e6 for record in group]
+        panel.plot([max(record.result["iterations"]) for record in group], sizes, marker, color="tab:red", ms=7)
+    for record in records:
+        if record.settings["method"] in _LOOKS:
+            panel.axhline(record.result["memory_bytes"] / 1e6, color=_LOOKS[record.settings["method"]][0])
+    panel.set(yscale="log")
+    panel.grid(alpha=0.3)
+
+
+def _unrolled(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Those with a fixed number of iterations, in its order, and those that take what they need."""
+    unrolled = [record for record in records if record.settings["method"] == "unrolled"]
+    fixed = [record for record in unrolled if record.settings["iterations"] is not None]
+    needed = [record for record in unrolled if record.settings["iterations"] is None]
+    return sorted(fixed, key=lambda record: int(record.settings["iterations"])), needed

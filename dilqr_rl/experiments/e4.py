@@ -1,0 +1,270 @@
+"""E4: imitation of a nonlinear controller, every method ([DiffMPC] 5.3, Fig. 4; [DiLQR] 5.2, Fig. 3a)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dilqr_rl.experiments.experiment import Claim
+from dilqr_rl.experiments.figures import new_figure, save_figure
+from dilqr_rl.experiments.imitation import expert_plans, fit_options, fit_summary, make_learner
+from dilqr_rl.experiments.systems import SYSTEMS
+from dilqr_rl.experiments.trials import Record, Trial
+
+__all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
+
+title = "Imitation of a nonlinear controller"
+workers: int | None = None
+
+_SYSTEMS = {"pendulum": "pendulum", "cartpole": "cart-pole"}
+_PLANNERS = ("dx", "cost", "cost_dx")
+_HELD_OUT = (10, 10)  # validation, test
+_LONGER = 3  # RMSprop takes more epochs to a cost than to physics
+_FLOOR = 1e-30  # drawn, and in ratios: float64's own
+# Training sizes, seeds, epochs of the published optimisers (the papers: 10,000), and of Levenberg-Marquardt.
+_SIZES: dict[str, dict[str, Any]] = {
+    "smoke": {"sizes": (6,), "seeds": 1, "systems": ("pendulum",), "epochs": {"adam": 2, "rmsprop": 2, "lm": 8}},
+    "quick": {"sizes": (10, 50), "seeds": 1, "systems": (*_SYSTEMS,), "epochs": {"adam": 100, "rmsprop": 200, "lm": 200}},
+    "paper": {"sizes": (10, 50, 100), "seeds": 4, "systems": (*_SYSTEMS,), "epochs": {"adam": 500, "rmsprop": 500, "lm": 200}},
+}
+
+
+def trials(preset: str) -> list[Trial]:
+    """One for each system, method, optimiser, gradient, training size and seed."""
+    chosen = _SIZES[preset]
+    found = []
+    for system in chosen["systems"]:
+        for method, optimizer, gradient in _ways():
+            for size in chosen["sizes"]:
+                for seed in range(chosen["seeds"]):
+                    settings = {
+                        "system": system,
+                        "method": method,
+                        "optimizer": optimizer,
+                        "gradient": gradient,
+                        "size": size,
+                        "epochs": chosen["epochs"][optimizer] * (_LONGER if optimizer == "rmsprop" and "cost" in method else 1),
+                        "seed": seed,
+                    }
+                    name = "-".join(part for part in (system, method, gradient, optimizer) if part)
+                    cost = {"adam": 10.0, "rmsprop": 1.0, "lm": 20.0}[optimizer] * settings["epochs"] * (1 + size // 32)
+                    found.append(Trial(f"{name}-n{size}-seed{seed}", settings, cost))
+    return found
+
+
+def _ways() -> list[tuple[str, str, str]]:
+    """Method, optimiser and gradient."""
+    planners = [
+        (method, optimizer, g) for method in _PLANNERS for optimizer in ("rmsprop", "lm") for g in ("implicit", "diffmpc")
+    ]
+    return [("nn", "adam", ""), ("sysid", "rmsprop", ""), ("sysid", "lm", ""), *planners]
+
+
+def run(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """One fit; the best validation epoch's test loss."""
+    system, seed, optimizer = settings["system"], settings["seed"], settings["optimizer"]
+    train, validation, test = expert_plans(system, (settings["size"], *_HELD_OUT), seed)
+    learner = make_learner(
+        system,
+        settings["method"],
+        settings["gradient"] or "implicit",
+        SYSTEMS[system].learner,
+        published=optimizer != "lm",
+        seed=seed,
+    )
+    options = fit_options(learner, optimizer, settings["epochs"], seed)
+    slow = optimizer == "adam"  # goes on where it was cut off; the others take seconds
+    result = learner.fit(train, validation, options, folder=folder if slow else None, resume=slow)
+    return fit_summary(learner, result, test)
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row for each trial."""
+    names = (
+        "test_loss",
+        "validation_loss",
+        "prediction_loss",
+        "start_loss",
+        "best_epoch",
+        "epochs",
+        "fit_seconds",
+        "impossible",
+    )
+    found = []
+    for record in records:
+        more = {name: record.result[name] for name in ("physics_loss", "cost_loss") if name in record.result}
+        found.append({**record.settings, **{name: record.result[name] for name in names}, **more})
+    return found
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Test losses over training sizes, as [DiffMPC] Fig. 4, and learning curves of Levenberg-Marquardt beside RMSprop."""
+    return [path for path in (_draw_losses(records, folder), _draw_curves(records, folder)) if path is not None]
+
+
+def _draw_losses(records: Sequence[Record], folder: Path) -> Path | None:
+    systems = [name for name in _SYSTEMS if any(record.settings["system"] == name for record in records)]
+    sizes = sorted({record.settings["size"] for record in records})
+    if not records:
+        return None
+    figure = new_figure(3.6 * len(sizes) + 1, 3.4 * len(systems) + 0.6)
+    panels = figure.subplots(len(systems), len(sizes), squeeze=False, sharey="row")
+    for row, system in zip(panels, systems, strict=True):
+        for panel, size in zip(row, sizes, strict=True):
+            for place, way in enumerate(_ways()):
+                losses = _losses(records, system, way, size)
+                if losses:
+                    colour = {"adam": "black", "rmsprop": "tab:orange", "lm": "tab:blue"}[way[1]]
+                    panel.plot([place] * len(losses), losses, "_", color=colour, ms=9, alpha=0.5, mew=1.5)
+                    panel.plot(place, median(losses), "o", color=colour, ms=6, mfc="white" if way[2] == "diffmpc" else colour)
+            panel.set(yscale="log", title=f"{_SYSTEMS[system]}, {size} trajectories")
+            panel.set_xticks(range(len(_ways())), [_label(way) for way in _ways()], rotation=60, ha="right", fontsize=7)
+            panel.grid(alpha=0.3, axis="y")
+        row[0].set_ylabel("imitation loss, test")
+    figure.supxlabel("orange: RMSprop, as published; blue: Levenberg-Marquardt; hollow: DiffMPC's gradient", fontsize=9)
+    return save_figure(figure, folder / "imitation.png")
+
+
+def _draw_curves(records: Sequence[Record], folder: Path) -> Path | None:
+    chosen = [record for record in records if record.settings["method"] == "dx" and record.settings["gradient"] == "implicit"]
+    systems = [name for name in _SYSTEMS if any(record.settings["system"] == name for record in chosen)]
+    if not systems:
+        return None
+    figure = new_figure(4.4 * len(systems), 3.4)
+    panels = figure.subplots(1, len(systems), squeeze=False)[0]
+    size = 50 if any(record.settings["size"] == 50 for record in chosen) else chosen[0].settings["size"]
+    for panel, system in zip(panels, systems, strict=True):
+        for record in chosen:
+            if record.settings["system"] == system and record.settings["size"] == size:
+                colour = "tab:blue" if record.settings["optimizer"] == "lm" else "tab:orange"
+                curve = record.result["curve"]
+                losses = [max(loss, _FLOOR) for loss in curve["validation_loss"]]
+                panel.plot([max(epoch, 0.5) for epoch in curve["epoch"]], losses, color=colour, alpha=0.7)
+        panel.set(xscale="log", yscale="log", xlabel="epoch", title=f"dx, {_SYSTEMS[system]}, {size} trajectories")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("imitation loss, validation")
+    panels[0].plot([], [], color="tab:blue", label="Levenberg-Marquardt")
+    panels[0].plot([], [], color="tab:orange", label="RMSprop, as published")
+    panels[0].legend(fontsize=8)
+    return save_figure(figure, folder / "optimisers.png")
+
+
+def claims(records: Sequence[Record]) -> list[Claim]:
+    """The papers' claims on imitation, and what this library adds."""
+    found: list[Claim | None] = []
+    for system, published in (("pendulum", "1e6"), ("cartpole", "1e4")):
+        found.append(_ratio_claim(records, system, "dx", "rmsprop", f"[DiLQR] 5.2: {published}", float(published)))
+        found.append(_ratio_claim(records, system, "dx", "lm", "-", float(published)))
+        found.append(_ratio_claim(records, system, "cost", "rmsprop", "[DiLQR] 5.2: dozens", 24.0))
+        found.append(_ratio_claim(records, system, "cost", "lm", "-", 100.0))
+        found.append(_sysid_claim(records, system))
+        found.append(_gradient_claim(records, system))
+    return [claim for claim in (*found, _impossible_claim(records), _time_claim(records)) if claim is not None]
+
+
+def _ratio_claim(
+    records: Sequence[Record], system: str, method: str, optimizer: str, published: str, wanted: float
+) -> Claim | None:
+    """How far below the network's a method's test loss is: the ratio of the medians over seeds, at each training size."""
+    sizes = sorted({record.settings["size"] for record in records})
+    told, ratios = [], []
+    for size in sizes:
+        network = _losses(records, system, ("nn", "adam", ""), size)
+        planner = _losses(records, system, (method, optimizer, "implicit"), size)
+        if network and planner:
+            ratios.append(median(network) / median(planner))
+            told.append(f"{ratios[-1]:.1e} (n = {size}: {median(planner):.1e}, nn {median(network):.1e})")
+    if not told:
+        return None
+    name = {"rmsprop": "RMSprop", "lm": "Levenberg-Marquardt"}[optimizer]
+    verdict = "reproduced" if min(ratios) >= wanted else "partly" if max(ratios) >= wanted else "not reproduced"
+    return Claim(
+        f"{method} by {name} imitates better than nn by a factor of, {_SYSTEMS[system]}",
+        published,
+        "; ".join(told),
+        "new" if published == "-" else verdict,
+    )
+
+
+def _sysid_claim(records: Sequence[Record], system: str) -> Claim | None:
+    told, close = [], True
+    for optimizer in ("rmsprop", "lm"):
+        seen = _all_losses(records, system, ("sysid", optimizer, ""))
+        unseen = _all_losses(records, system, ("dx", optimizer, "implicit"))
+        if seen and unseen:
+            told.append(f"{optimizer}: dx {median(unseen):.1e}, sysid {median(seen):.1e}")
+            close = close and 0.01 < median(unseen) / median(seen) < 100 if optimizer == "rmsprop" else close
+    if not told:
+        return None
+    return Claim(
+        f"dx about equals sysid without seeing states, {_SYSTEMS[system]}",
+        "[DiffMPC] 5.3",
+        "; ".join(told),
+        "reproduced" if close else "partly",
+    )
+
+
+def _gradient_claim(records: Sequence[Record], system: str) -> Claim | None:
+    told = []
+    for method in _PLANNERS:
+        for optimizer in ("rmsprop", "lm"):
+            pair = [_all_losses(records, system, (method, optimizer, gradient)) for gradient in ("implicit", "diffmpc")]
+            if all(pair):
+                told.append(f"{method}, {optimizer}: {median(pair[0]):.1e} and {median(pair[1]):.1e}")
+    claim = f"Test loss with the implicit gradient and with DiffMPC's, medians over sizes and seeds, {_SYSTEMS[system]}"
+    return Claim(claim, "-", "; ".join(told), "new") if told else None
+
+
+def _impossible_claim(records: Sequence[Record]) -> Claim | None:
+    planners = [record for record in records if record.settings["method"] != "nn"]
+    if not planners:
+        return None
+    wrong = sum(record.result["impossible"] for record in planners)
+    ours = f"{wrong} of {len(planners)} runs end with a mass, length or weight that isn't positive"
+    return Claim(
+        "No run ends with an impossible parameter",
+        "[DiLQR] 5.2: 0 %, DiffMPC 16.7 %",
+        ours,
+        "reproduced" if not wrong else "partly",
+    )
+
+
+def _time_claim(records: Sequence[Record]) -> Claim | None:
+    told = []
+    for system in _SYSTEMS:
+        for optimizer in ("rmsprop", "lm"):
+            seconds = [
+                record.result["fit_seconds"]
+                for record in records
+                if (record.settings["system"], record.settings["method"], record.settings["optimizer"])
+                == (system, "dx", optimizer)
+                and record.settings["size"] == 50
+            ]
+            if seconds:
+                told.append(f"{_SYSTEMS[system]}, {optimizer}: {median(seconds):.1f} s (most {max(seconds):.1f} s)")
+    claim = "Time of a dx trial with 50 trajectories, on one core"
+    return Claim(claim, "[DiffMPC] 5.3: 1 to 2 hours", "; ".join(told), "reproduced") if told else None
+
+
+def _losses(records: Sequence[Record], system: str, way: tuple[str, str, str], size: int) -> list[float]:
+    return [
+        max(record.result["test_loss"], _FLOOR)
+        for record in records
+        if record.settings["size"] == size
+        and record.settings["system"] == system
+        and (record.settings["method"], record.settings["optimizer"], record.settings["gradient"]) == way
+    ]
+
+
+def _all_losses(records: Sequence[Record], system: str, way: tuple[str, str, str]) -> list[float]:
+    sizes = {record.settings["size"] for record in records}
+    return [loss for size in sizes for loss in _losses(records, system, way, size)]
+
+
+def _label(way: tuple[str, str, str]) -> str:
+    method, optimizer, gradient = way
+    return " ".join(
+        part for part in (method, "LM" if optimizer == "lm" else "", "" if gradient != "diffmpc" else "diffmpc") if part
+    )

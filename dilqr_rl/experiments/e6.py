@@ -1,0 +1,132 @@
+"""E6: an expert outside the learners' model class ([DiffMPC] 5.4, Fig. 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from dilqr_rl.agents import Demonstrations, Learner
+from dilqr_rl.experiments.experiment import Claim
+from dilqr_rl.experiments.figures import draw_spread, new_figure, save_figure
+from dilqr_rl.experiments.imitation import expert_plans, fit_options, fit_summary, make_learner, prediction_loss
+from dilqr_rl.experiments.trials import Record, Trial
+
+__all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
+
+title = "An expert outside the model class"
+workers: int | None = None
+
+_SYSTEM = "pendulum-complex"
+_NAMES = ("gravity", "mass", "length")
+_METHODS = {"sysid": "tab:orange", "dx": "tab:blue"}
+_OPTIMIZERS = {"rmsprop": "RMSprop, as published", "lm": "Levenberg-Marquardt"}
+_SIZES = {"smoke": (6, 1, 4), "quick": (100, 2, 100), "paper": (100, 8, 250)}  # trajectories, seeds, epochs
+
+
+def trials(preset: str) -> list[Trial]:
+    """One for each method, optimiser and seed."""
+    size, seeds, epochs = _SIZES[preset]
+    return [
+        Trial(
+            f"{method}-{optimizer}-seed{seed}",
+            {"method": method, "optimizer": optimizer, "size": size, "epochs": epochs, "seed": seed},
+            float(epochs * (4 if method == "sysid" else 1)),
+        )
+        for method in _METHODS
+        for optimizer in _OPTIMIZERS
+        for seed in range(seeds)
+    ]
+
+
+def run(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """One fit, with the imitation and the prediction loss on held-out trajectories at each look."""
+    train, validation, test = expert_plans(_SYSTEM, (settings["size"], 10, 10), settings["seed"])
+    learner = make_learner(
+        _SYSTEM, settings["method"], "implicit", _start(settings["seed"]), published=True, seed=settings["seed"]
+    )
+    options = fit_options(learner, settings["optimizer"], settings["epochs"], settings["seed"])
+    result = learner.fit(train, validation, options, measure=lambda fitted: _both(fitted, test))
+    return {**fit_summary(learner, result, test), "start": _start(settings["seed"])}
+
+
+def _start(seed: int) -> dict[str, float]:
+    """(5, 1, 1) + (3, 1, 1) (U(0, 1)^3 - 1/2), of gravity, mass and length."""
+    draws = np.random.default_rng(seed).uniform(size=3)
+    values = np.array((5.0, 1.0, 1.0)) + np.array((3.0, 1.0, 1.0)) * (draws**3 - 0.5)
+    return dict(zip(_NAMES, values.tolist(), strict=True))
+
+
+def _both(learner: Learner, test: Demonstrations) -> dict[str, float]:
+    predicted = prediction_loss(learner, test)
+    return {"imitation": learner.imitation_loss(test), "prediction": math.nan if predicted is None else predicted}
+
+
+def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row for each trial."""
+    names = ("test_loss", "prediction_loss", "best_epoch", "epochs", "fit_seconds", "impossible")
+    return [{**record.settings, **{name: record.result[name] for name in names}} for record in records]
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Both losses over epochs for both methods, as [DiffMPC] Fig. 5, a column for each optimiser."""
+    if not records:
+        return []
+    figure = new_figure(8.5, 6.0)
+    panels = figure.subplots(2, len(_OPTIMIZERS), squeeze=False, sharex="col", sharey="row")
+    for column, (optimizer, label) in enumerate(_OPTIMIZERS.items()):
+        for row, name in enumerate(("prediction", "imitation")):
+            for method, colour in _METHODS.items():
+                epochs, curves = _curves(records, method, optimizer, name)
+                if curves:
+                    draw_spread(panels[row][column], epochs, curves, {"color": colour, "label": method})
+            panels[row][column].set_yscale("log")
+            panels[row][column].grid(alpha=0.3)
+        panels[0][column].set_title(label)
+        panels[1][column].set_xlabel("epoch")
+    panels[0][0].set_ylabel("prediction loss, test (sysid's own)")
+    panels[1][0].set_ylabel("imitation loss, test (dx's own)")
+    panels[0][0].legend()
+    return [save_figure(figure, folder / "losses.png")]
+
+
+def _curves(records: Sequence[Record], method: str, optimizer: str, name: str) -> tuple[list[float], list[list[float]]]:
+    """Epochs and a curve for each seed, all as long as the longest: a fit that has ended stays where it is."""
+    curves = [record.result["curve"] for record in _of(records, method, optimizer)]
+    if not curves:
+        return [], []
+    epochs = max((curve["epoch"] for curve in curves), key=len)
+    return epochs, [curve[name] + [curve[name][-1]] * (len(epochs) - len(curve[name])) for curve in curves]
+
+
+def _of(records: Sequence[Record], method: str, optimizer: str) -> list[Record]:
+    return [r for r in records if (r.settings["method"], r.settings["optimizer"]) == (method, optimizer)]
+
+
+def claims(records: Sequence[Record]) -> list[Claim]:
+    """[DiffMPC]'s two claims, by the published optimiser and by ours."""
+    found = []
+    for optimizer, label in _OPTIMIZERS.items():
+        published = "[DiffMPC] 5.4" if optimizer == "rmsprop" else "-"
+        pairs = [_of(records, method, optimizer) for method in _METHODS]
+        if not all(pairs):
+            continue
+        (seen, imitated), (predicted, planned) = (
+            [mean(r.result[name] for r in found_) for found_ in pairs] for name in ("test_loss", "prediction_loss")
+        )
+        ratio = seen / imitated
+        verdict = "reproduced" if ratio >= 1.8 else "partly" if ratio > 1 else "not reproduced"
+        ours = f"{ratio:.2f} ({imitated:.3g} and {seen:.3g}, means of {len(pairs[0])} seeds)"
+        text = f"dx's imitation loss is below sysid's by a factor of, {label}"
+        found.append(
+            Claim(text, f"{published}: 1.8" if published != "-" else "-", ours, verdict if published != "-" else "new")
+        )
+        verdict = "reproduced" if predicted < planned else "not reproduced"
+        ours = f"sysid {predicted:.3g}, dx {planned:.3g}"
+        text = f"sysid predicts better than dx, {label}"
+        found.append(Claim(text, published, ours, verdict if published != "-" else "new"))
+    return found
