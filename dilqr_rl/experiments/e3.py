@@ -35,7 +35,7 @@ _METHODS: dict[str, tuple[Literal["lm", "rmsprop"], int, Compared, str]] = {  # 
     "lm-restarts": ("lm", 7, "states_and_controls", "Levenberg-Marquardt, 7 restarts"),
     "lm-controls": ("lm", 7, "controls", "the same, by controls alone"),
 }
-_SIZES = {"smoke": (1, 1, 20), "quick": (1, 8, 1000), "paper": (4, 8, 5000)}  # experts, trials for each, steps of RMSprop
+_SIZES = {"smoke": (1, 1, 20), "quick": (1, 8, 1000), "paper": (3, 8, 5000)}  # experts, trials for each, steps of RMSprop
 _PLANS = {"rmsprop": 10 * BATCH, "lm": BATCH}  # to learn from; published are fresh ones at each step
 _SOLVED = 1e-3  # of the loss at the start: what RMSprop's constant step leaves where it doesn't stick
 _EXACT = 1e-10  # of the same: solved to rounding, or to the planner's tolerance

@@ -21,7 +21,7 @@ workers: int | None = None
 _SYSTEMS = {"pendulum": "pendulum", "cartpole": "cart-pole"}
 _PLANNERS = ("dx", "cost", "cost_dx")
 _HELD_OUT = (10, 10)  # validation, test
-_LONGER = 3  # RMSprop takes more epochs to a cost than to physics
+_LONGER = 2  # RMSprop takes more epochs to a cost than to physics
 _FLOOR = 1e-30  # drawn, and in ratios: float64's own
 # Training sizes, seeds, epochs of the published optimisers (the papers: 10,000), and of Levenberg-Marquardt.
 _SIZES: dict[str, dict[str, Any]] = {

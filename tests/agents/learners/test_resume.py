@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,6 @@ def test_the_log_has_every_epoch_once(train: Demonstrations, held_out: Demonstra
         assert shown == pytest.approx(expected)
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is None, reason="TensorBoard isn't installed")
 def test_the_log_of_tensorboard_has_every_epoch_once(train: Demonstrations, held_out: Demonstrations, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
