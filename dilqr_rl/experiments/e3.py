@@ -35,7 +35,7 @@ _METHODS: dict[str, tuple[Literal["lm", "rmsprop"], int, Compared, str]] = {  # 
     "lm-restarts": ("lm", 7, "states_and_controls", "Levenberg-Marquardt, 7 restarts"),
     "lm-controls": ("lm", 7, "controls", "the same, by controls alone"),
 }
-_SIZES = {"smoke": (1, 1, 20), "quick": (1, 8, 1000), "paper": (3, 8, 5000)}  # experts, trials for each, steps of RMSprop
+_SIZES = {"smoke": (1, 1, 20), "quick": (1, 8, 1000), "paper": (2, 8, 5000)}  # experts, trials for each, steps of RMSprop
 _PLANS = {"rmsprop": 10 * BATCH, "lm": BATCH}  # to learn from; published are fresh ones at each step
 _SOLVED = 1e-3  # of the loss at the start: what RMSprop's constant step leaves where it doesn't stick
 _EXACT = 1e-10  # of the same: solved to rounding, or to the planner's tolerance
@@ -63,10 +63,13 @@ def run(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """One fit; the imitation loss is that of states and controls, on other plans, whatever is learnt from."""
     optimizer, _, compare, _ = _METHODS[settings["method"]]
     expert = linear_problem(HORIZON, settings["expert"])
-    train, test = (_plans(expert, count, seed) for count, seed in ((_PLANS[optimizer], 1), (BATCH, 2)))
+    train, validation, test = (_plans(expert, count, seed) for count, seed in ((_PLANS[optimizer], 1), (BATCH, 2), (BATCH, 3)))
     learner = LinearLearner(_task(expert), compare=compare, seed=settings["start"])
     result = learner.fit(
-        _demonstrations(train), _demonstrations(test), _options(settings), measure=lambda fitted: _losses(fitted, expert, test)
+        _demonstrations(train),
+        _demonstrations(validation),
+        _options(settings),
+        measure=lambda fitted: _losses(fitted, expert, test),
     )
     curve = _curve(result, _PLANS[optimizer] // BATCH)
     return {

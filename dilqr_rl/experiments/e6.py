@@ -37,9 +37,9 @@ workers: int | None = None
 _SYSTEM = "pendulum-complex"
 _NAMES = ("gravity", "mass", "length")
 _METHODS = {"sysid": "tab:orange", "dx": "tab:blue"}
-_OPTIMIZERS = {"rmsprop": "RMSprop, as published", "lm": "Levenberg-Marquardt"}
+_OPTIMIZERS = {"rmsprop": "RMSprop", "lm": "scan and Levenberg-Marquardt"}
 # Trajectories to train, to validate and to test on (the few of E4 would hide the difference in noise), seeds, epochs.
-_SIZES = {"smoke": ((6, 4, 8), 1, 4), "quick": ((100, 50, 200), 2, 100), "paper": ((100, 50, 500), 8, 250)}
+_SIZES = {"smoke": ((6, 4, 8), 1, 4), "quick": ((100, 50, 200), 2, 100), "paper": ((100, 50, 300), 8, 250)}
 _GRID = {"smoke": 3, "quick": 13, "paper": 25}  # a side
 _RANGES = ((5.0, 11.0), (0.6, 1.6))  # of gravity / length and mass length^2, which all of a plan depends on
 
@@ -88,9 +88,9 @@ def _best(data: Demonstrations, side: int) -> dict[str, Any]:
 
 
 def _start(seed: int) -> dict[str, float]:
-    """(5, 1, 1) + (3, 1, 1) (U(0, 1)^3 - 1/2), of gravity, mass and length."""
+    """(5, 1, 1) + (3, 1, 1) (U - 1/2) of gravity, mass and length, with three draws U from (0, 1)."""
     draws = np.random.default_rng(seed).uniform(size=3)
-    values = np.array((5.0, 1.0, 1.0)) + np.array((3.0, 1.0, 1.0)) * (draws**3 - 0.5)
+    values = np.array((5.0, 1.0, 1.0)) + np.array((3.0, 1.0, 1.0)) * (draws - 0.5)
     return dict(zip(_NAMES, values.tolist(), strict=True))
 
 
@@ -129,12 +129,18 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def _curves(records: Sequence[Record], method: str, optimizer: str, name: str) -> tuple[list[float], list[list[float]]]:
-    """Epochs and a curve for each seed, all as long as the longest: a fit that has ended stays where it is."""
+    """Epochs, and for each seed the loss of what the fit would keep, were it to end there: the best validation epoch's."""
     curves = [record.result["curve"] for record in _of(records, method, optimizer)]
     if not curves:
         return [], []
     epochs = max((curve["epoch"] for curve in curves), key=len)
-    return epochs, [curve[name] + [curve[name][-1]] * (len(epochs) - len(curve[name])) for curve in curves]
+    kept = []
+    for curve in curves:
+        best = np.minimum.accumulate(curve["validation_loss"])
+        places = [int(np.argmax(np.array(curve["validation_loss"]) == value)) for value in best]
+        values = [curve[name][place] for place in places]
+        kept.append(values + values[-1:] * (len(epochs) - len(values)))
+    return epochs, kept
 
 
 def _of(records: Sequence[Record], method: str, optimizer: str) -> list[Record]:

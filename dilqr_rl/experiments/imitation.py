@@ -109,7 +109,6 @@ def fit_options(learner: Learner, optimizer: str, epochs: int, seed: int) -> Fit
     published = FitOptions(batch_size=32 * steps, epochs=epochs, seed=seed, validate_every=max(1, epochs // _POINTS))
     if optimizer == "rmsprop":
         return replace(published, optimizer="rmsprop", learning_rate=1e-2, smoothing=0.5)
-    # The network overfits, so that epochs after the best one are many and cost the most time.
     return replace(published, optimizer="adam", learning_rate=1e-4, validate_every=5, patience=100)
 
 
@@ -153,10 +152,10 @@ def fit_summary(learner: Learner, result: FitResult, test: Demonstrations) -> di
     learnt = {name: value.reshape(-1).tolist() for name, value in learner.readable_parameters().items()}
     positive = [n for name, values in learnt.items() if name.rpartition(".")[2] in _POSITIVE for n in values]
     return {
-        "test_loss": learner.imitation_loss(test),
+        "test_loss": _finite(learner.imitation_loss(test)),
         "prediction_loss": prediction_loss(learner, test),
-        "validation_loss": result.best_validation_loss,
-        "start_loss": result.start_loss,
+        "validation_loss": _finite(result.best_validation_loss),
+        "start_loss": _finite(result.start_loss),
         "best_epoch": result.best_epoch,
         "epochs": int(result.history[-1]["epoch"]),
         "stopped": result.stopped,
