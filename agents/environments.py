@@ -9,7 +9,7 @@ import gymnasium as gym
 
 from dilqr_rl.tasks import ControlTask, find_task
 
-__all__ = ["as_task", "make_env"]
+__all__ = ["as_task", "make_env", "refuse_normalised"]
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env[Any, Any]:
@@ -43,3 +43,13 @@ def as_task(task: ControlTask | str | None) -> ControlTask:
         f"task: expected a ControlTask or an environment's id, got {task!r}. Planning takes a model: pass "
         "task=dilqr_rl.find_task(env) (in policy_kwargs, for a policy), or use for_env(env)."
     )
+
+
+def refuse_normalised(env: gym.Env[Any, Any]) -> None:
+    """Raise a ValueError for an environment whose observations a wrapper normalises: no state can be read from them."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.NormalizeObservation):
+            raise ValueError(
+                "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
+            )
+        env = env.env

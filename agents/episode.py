@@ -39,11 +39,11 @@ class Episode:
 
 
 def fingerprint(episode: Episode) -> bytes:
-    """What is equal for equal observations and actions, whatever their precision and the sign of a zero."""
+    """What is equal for observations and actions that are equal as float32, whatever the sign of a zero."""
     digest = hashlib.sha256()
     for array in (episode.observations, episode.actions):
         digest.update(repr(array.shape).encode())
-        digest.update((array.astype(np.float64) + 0.0).tobytes())
+        digest.update((array.astype(np.float32) + 0.0).tobytes())
     return digest.digest()
 
 

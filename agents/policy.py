@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
 from dilqr_rl.agents.cold_start import best_of_swings
-from dilqr_rl.agents.environments import as_task
+from dilqr_rl.agents.environments import as_task, refuse_normalised
 from dilqr_rl.agents.learnable import make_learnable, parameter_values, set_physics
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -106,7 +106,7 @@ class MPCPolicy(ActorCriticPolicy):
         """
         if not isinstance(env, gym.Env):
             raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
-        _refuse_normalised(env)
+        refuse_normalised(env)
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, task=find_task(env), **kwargs)
 
     def plan(
@@ -302,15 +302,6 @@ def _last_plans(
             f"state: expected one array {shape}, as the last predict returned it, got {[np.shape(part) for part in state]}."
         )
     return state[0], fresh
-
-
-def _refuse_normalised(env: gym.Env[Any, Any]) -> None:
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, gym.wrappers.NormalizeObservation):
-            raise ValueError(
-                "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
-            )
-        env = env.env
 
 
 def _check_spaces(task: ControlTask, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

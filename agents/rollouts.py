@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.policies import BasePolicy
 
 from dilqr_rl.agents.demonstrations import Demonstrations, Episode
-from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.environments import make_env, refuse_normalised
 from dilqr_rl.agents.learners import Learner
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.policy import MPCPolicy
@@ -163,6 +163,7 @@ def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, see
     """
     _check_numbers(episodes, seed)
     _check_recordable(env)
+    refuse_normalised(env)
     starts = np.stack([np.array(env.reset(seed=seed + number)[0]) for number in range(episodes)])
     runs = []
     for number, controls in enumerate(learner.plan(starts)):

@@ -15,11 +15,15 @@ import pytest
 from PIL import Image
 from scripts import load_script
 
+from dilqr_rl.agents import LEARNERS
 from dilqr_rl.cli.bench import _benchmarks
 from dilqr_rl.envs import ENVIRONMENTS
+from dilqr_rl.experiments import results_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "environments.md"
+LEARNING = ROOT / "docs" / "learning.md"
+RESULTS = ROOT / "docs" / "results.md"
 
 if not PAGE.exists():
     pytest.skip("not in a checkout", allow_module_level=True)
@@ -43,20 +47,36 @@ def stepping() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("registered")
-def test_the_page_s_code_prints_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("path", [PAGE, LEARNING], ids=lambda path: path.stem)
+def test_a_page_s_code_prints_what_it_says(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)  # classes that the page defines look their module up
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert len(blocks) > 10
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) > 5
     for block in blocks:
         exec(block, page.__dict__)
         expected = re.findall(r"^ *print\(.*\)  # (.*)$", block, flags=re.MULTILINE)
         assert len(expected) == block.count("print(")
         assert capsys.readouterr().out.splitlines() == expected
-    assert (tmp_path / "videos" / "quadrotor-episode-0.mp4").stat().st_size > 1000
+    if path == PAGE:
+        assert (tmp_path / "videos" / "quadrotor-episode-0.mp4").stat().st_size > 1000
+
+
+def test_the_page_on_learning_names_every_learner() -> None:
+    for name, learner in LEARNERS.items():
+        assert f"| `{name}` | `{learner.__name__}` |" in LEARNING.read_text(encoding="utf-8")
+
+
+def test_the_page_of_results_has_the_claims_as_they_came_out() -> None:
+    sections = load_script(ROOT / "docs" / "update_results.py").sections(results_table(ROOT / "results"))
+    assert [section[:5] for section in sections] == [f"## E{number}" for number in range(1, 7)]
+    for section in sections:
+        assert section in RESULTS.read_text(encoding="utf-8")
+    for path in re.findall(r"\((\.\./results/.*?)\)", RESULTS.read_text(encoding="utf-8")):
+        assert (RESULTS.parent / path).exists()
 
 
 def test_the_page_names_every_id_and_its_picture() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError
-from dilqr_rl.agents.environments import as_task
+from dilqr_rl.agents.environments import as_task, refuse_normalised
 from dilqr_rl.agents.learners.files import State, load_learner, rebuild, save_learner
 from dilqr_rl.agents.learners.fitting import FitResult, Surroundings, fit
 from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
@@ -61,8 +61,9 @@ class Learner(nn.Module, ABC):
         """A learner for an environment whose model is known.
 
         Raises:
-            ValueError: the environment's model isn't known, or an argument is wrong.
+            ValueError: the environment's model isn't known, its observations are normalised, or an argument is wrong.
         """
+        refuse_normalised(env)
         return cls(find_task(env), **settings)
 
     @abstractmethod
@@ -275,7 +276,6 @@ class Learner(nn.Module, ABC):
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
-            ValueError: the task can't be found again by its id.
         """
         save_learner(self, path, overwrite=overwrite)
 
@@ -285,7 +285,7 @@ class Learner(nn.Module, ABC):
 
         Args:
             path: the file.
-            task: the model, where it can't be found by its id.
+            task: the model, where it can't be found by its id, or isn't the one that is.
 
         Raises:
             CheckpointError: a ValueError; the file isn't such a checkpoint, is of another learner, task or version.

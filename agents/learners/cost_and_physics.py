@@ -44,6 +44,10 @@ class CostLearner(PlanningLearner):
         size = task.state_size + task.control_size
         given = {name: value for name, value in settings.items() if value is not None}
         super().__init__(task, **{"weights": [0.5] * size, "goal": [0.0] * size, **given}, alternate=alternate)
+        if alternate and not all(any(part in name for name in self.learnt_parameters()) for part in ("weights", "goal")):
+            raise ValueError(
+                "alternate: expected 0 where weights and goal aren't both learnt (learn=), so that nothing takes turns."
+            )
 
     def check_options(self, options: FitOptions) -> None:
         """See `Learner`."""
@@ -59,8 +63,9 @@ class CostLearner(PlanningLearner):
         if not alternate:
             return
         weights_turn = (epoch // alternate) % 2 == 0
-        for name, parameter in self.problem.stage_cost.named_parameters():
-            parameter.requires_grad_(weights_turn == ("weights" in name))
+        for name, parameter in self.learnt_parameters().items():
+            if name.startswith("stage_cost."):
+                parameter.requires_grad_(weights_turn == ("weights" in name))
 
 
 class CostAndPhysicsLearner(CostLearner):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from dilqr_rl.agents.checkpoints import CheckpointError, check_known, read_checkpoint, write_checkpoint
+from dilqr_rl.agents.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.options import ILQROptions
-from dilqr_rl.tasks import ControlTask, find_task
+from dilqr_rl.tasks import ControlTask, find_task, known_ids
 
 if TYPE_CHECKING:
     from dilqr_rl.agents.learners.base import Learner
@@ -27,11 +28,11 @@ AnyLearner = TypeVar("AnyLearner", bound="Learner")
 
 def save_learner(learner: Learner, path: str | Path, *, overwrite: bool) -> None:
     """Write a learner; see `Learner.save`."""
-    check_known(learner.task.name)
     config = {
         "learner": learner.name,
         "env_id": learner.task.name,
         "env_kwargs": dict(learner.task.env_kwargs),
+        "task": _numbers(learner.task),
         "settings": learner.settings,
     }
     write_checkpoint(path, LEARNER_FORMAT, config, learner.state_dict(), overwrite=overwrite)
@@ -50,7 +51,10 @@ def load_learner(learner_class: type[AnyLearner], path: str | Path, task: Contro
             f"{path}: expected a checkpoint for {task.name}, as task= says, got one for {config.get('env_id')}."
         )
     try:
-        learner = _make_again(learner_class, task or _find_task(config), config["settings"])
+        chosen = task or _find_task(config)
+        if _numbers(chosen) != config["task"]:
+            raise ValueError(f"it was made with {config['task']}, the task has {_numbers(chosen)}; pass the same as task=")
+        learner = _make_again(learner_class, chosen, config["settings"])
         learner.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
@@ -66,8 +70,18 @@ def learner_name(path: str | Path) -> str:
     return str(read_checkpoint(path, LEARNER_FORMAT)[0].get("learner"))
 
 
+def _numbers(task: ControlTask) -> dict[str, Any]:
+    """What a learner's tensors don't hold of its task, and would act otherwise with."""
+    names = ("state_size", "control_size", "u_min", "u_max", "control_per_action")
+    return {name: float(getattr(task, name)) for name in names}
+
+
 def _find_task(config: dict[str, Any]) -> ControlTask:
-    check_known(config["env_id"])
+    if config["env_id"] not in known_ids():
+        raise ValueError(
+            f"its environment {config['env_id']!r} is not among the known ones, {known_ids()}; pass its task as task=, or call "
+            "dilqr_rl.register_task first"
+        )
     with closing(make_env(config["env_id"], config["env_kwargs"])) as env:
         return find_task(env)
 
@@ -93,6 +107,9 @@ def rebuild(learner_class: type[AnyLearner], task: ControlTask, settings: Mappin
 def _make_again(learner_class: type[AnyLearner], task: ControlTask, settings: Mapping[str, Any]) -> AnyLearner:
     arguments = dict(settings)
     if "solver" in arguments:
+        wrong = {field.name for field in fields(ILQROptions)} ^ set(arguments["solver"])
+        if wrong:
+            raise ValueError(f"its solver's settings lack, or shouldn't have, {sorted(wrong)}")
         arguments["solver"] = ILQROptions(**arguments["solver"])
     learner = learner_class(task, **arguments)
     missing = learner.settings.keys() - settings.keys()

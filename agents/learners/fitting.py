@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,17 +112,23 @@ def _common_length(learner: Learner, train: Demonstrations, validation: Demonstr
 def _identity(learner: Learner, options: FitOptions, *segments: Segments) -> dict[str, Any]:
     """What a resumed fit must have in common with the one that was cut off."""
     shared = {name: value for name, value in asdict(options).items() if name != "checkpoint_seconds"}
-    digest = hashlib.sha256()
-    for part in segments:
-        for tensor in (part.states, part.controls):
-            digest.update(tensor.cpu().numpy().tobytes())
+    trained = learner.trained_parameters().keys()
+    fixed = [tensor for name, tensor in learner.state_dict().items() if name not in trained]
     return {
         "learner": learner.name,
         "task": learner.task.name,
         "settings": learner.settings,
         "options": shared,
-        "data": digest.hexdigest(),
+        "data": _digest(tensor for part in segments for tensor in (part.states, part.controls)),
+        "what isn't learnt": _digest(fixed),
     }
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _Run:
@@ -161,6 +167,8 @@ class _Run:
                 folder.close()
             if self.best:
                 self.learner.load_state_dict(self.best)
+            for parameter in self.learner.trained_parameters().values():  # also those whose turn it wasn't
+                parameter.requires_grad_(True)
             self.learner.eval()
             self.result.seconds = time.perf_counter() - began
         return self.result

@@ -109,16 +109,18 @@ def identifiability(learner: PlanningLearner, data: Demonstrations) -> Identifia
         data: the demonstrations that it was fitted to.
 
     Raises:
-        ValueError: the learner has no residuals, as a network has none.
+        ValueError: the learner has no parameters that mean something, as a network has none.
         DemonstrationsError: the demonstrations don't fit the learner.
     """
-    if not isinstance(learner, PlanningLearner):
+    if not isinstance(learner, PlanningLearner) or not learner.readable_parameters():
         raise ValueError(f"learner: expected one with a model, whose parameters mean something, got {learner.name!r}.")
     segments = cut(learner.task, data, learner.segment_length(data), learner.device)
     residuals, jacobian = learner.sensitivities(segments)
     names, slopes, relative = _changes(learner)
     scaled = (jacobian * slopes).detach().cpu().numpy() / math.sqrt(len(residuals))
-    _, found, directions = np.linalg.svd(scaled, full_matrices=False)
+    _, shown, directions = np.linalg.svd(scaled)
+    found = np.zeros(len(directions))  # fewer residuals than parameters leave the rest at zero
+    found[: len(shown)] = shown
     size = float(learner.demonstrated(segments).square().mean().sqrt())
     sigma = max(float(residuals.square().mean().sqrt()), _ROUNDING * size) / math.sqrt(len(residuals))
     shows = found > _SHOWS_NOWHERE * max(float(found[0]), np.finfo(float).tiny)

@@ -27,6 +27,7 @@ from dilqr_rl.tasks import ControlTask
 __all__ = ["PlanningLearner"]
 
 _SOLVER = ILQROptions(max_iterations=100, tolerance=1e-7)
+_MOST_NUMBERS = 1000  # learnt by "lm", whose matrices have as many rows
 _ROWS = 4096  # of a Jacobian, computed at once
 
 
@@ -87,6 +88,8 @@ class PlanningLearner(Learner):
         self.planner = ILQR(problem, solver, gradient)
         self._from_demonstration = False
         self._learnt = tuple(name for name, parameter in problem.named_parameters() if parameter.requires_grad)
+        if not self._learnt:
+            raise ValueError("learn: expected something to learn, got nothing. Leave it out to learn what the class learns.")
 
     def model(self) -> ControlTask:
         """What it plans with: the task, unless a subclass has other dynamics."""
@@ -147,31 +150,35 @@ class PlanningLearner(Learner):
             gradients = torch.autograd.grad(picked, list(leaves.values()))
         return errors.reshape(rows), torch.cat([gradient.reshape(rows, -1) for gradient in gradients], dim=1)
 
-    def policy(self, *, warm_start: bool = False, **kwargs: Any) -> MPCPolicy:
-        """A Stable-Baselines3 policy that plans with what was learnt, and goes on learning it.
+    def fitted_task(self) -> ControlTask:
+        """The task with what was learnt in the place of what it began with, for an `MPCPolicy` or another planner."""
+        model = copy.deepcopy(self.model())
+        problem = model.problem(self.horizon)
+        copy_values(self.problem, problem)
+        return replace(model, dynamics=problem.dynamics, stage_cost=problem.stage_cost, terminal_cost=problem.terminal_cost)
+
+    def policy(self, **kwargs: Any) -> MPCPolicy:
+        """A Stable-Baselines3 policy that plans with what was learnt, each time from zero controls, as the learner does.
+
+        To train on with PPO, hand over the class: PPO(MPCPolicy, env, policy_kwargs={"task": learner.fitted_task(), ...}).
 
         Args:
-            warm_start: let `predict` start each plan from the last one; see `MPCPolicy`.
-            **kwargs: further arguments of `MPCPolicy`.
+            **kwargs: arguments of `MPCPolicy` that differ from the learner's.
 
         Raises:
             ValueError: the task's environment can't be made by its id.
         """
         with closing(make_env(self.task.name, self.task.env_kwargs)) as env:
             spaces = env.observation_space, env.action_space
-        made = MPCPolicy(
-            *spaces,
-            lambda _: 3e-4,
-            task=self.model(),
-            horizon=self.horizon,
-            learn=self._learn(),
-            options=self.planner.options,
-            gradient=self.planner.gradient,
-            warm_start=warm_start,
-            **kwargs,
-        )
-        copy_values(self.problem, made.problem)
-        return made
+        chosen: dict[str, Any] = {
+            "task": self.fitted_task(),
+            "horizon": self.horizon,
+            "learn": self._learn(),
+            "options": self.planner.options,
+            "gradient": self.planner.gradient,
+            "warm_start": False,
+        }
+        return MPCPolicy(*spaces, lambda _: 3e-4, **{**chosen, **kwargs})
 
     def release(self, problem: ControlProblem) -> None:
         """Freeze the problem but for what is learnt, which stays possible whatever an optimiser does."""
@@ -183,6 +190,13 @@ class PlanningLearner(Learner):
     def scan(self, segments: Segments, options: FitOptions) -> bool:
         """See scan.py."""
         return scan(self, segments, options)
+
+    def check_options(self, options: FitOptions) -> None:
+        """See `Learner`."""
+        super().check_options(options)
+        count = sum(parameter.numel() for parameter in self.learnt_parameters().values())
+        if options.optimizer == "lm" and count > _MOST_NUMBERS:
+            raise ValueError(f'optimizer: expected "adam" for {count} numbers, got "lm", which is for {_MOST_NUMBERS} at most.')
 
     def set_attempt(self, attempt: int) -> None:
         """See `Learner`. Every other attempt begins each plan from the demonstrated controls, the others from zero.

@@ -31,7 +31,7 @@ def show_progress(title: str, epochs: int, *, shown: bool) -> Iterator[Callable[
         task = lines.add_task(title, total=epochs, note="")
 
         def show(result: FitResult) -> None:
-            loss = result.column("validation_loss")[1][-1]
+            loss = next(row["validation_loss"] for row in reversed(result.history) if "validation_loss" in row)
             lines.update(task, completed=int(result.history[-1]["epoch"]), note=f"validation loss {loss:.2e}")
 
         yield show

@@ -19,6 +19,7 @@ from dilqr_rl.agents.files import write_whole
 __all__ = ["RunFolder", "Snapshot"]
 
 _FORMAT = "dilqr_rl fit, version 1"
+_EVENTS = "events.out.tfevents.*"
 _PARTS = ("learner", "best", "optimiser")
 
 
@@ -52,7 +53,7 @@ class RunFolder:
         resume: go on from what is there.
 
     Raises:
-        FileExistsError: there is a fit already, and `resume` is false.
+        FileExistsError: there is a fit already, and `resume` is false; or the log of something else.
         ValueError: it is another fit than this one, or the file is damaged.
     """
 
@@ -64,6 +65,9 @@ class RunFolder:
             unfinished.unlink()
         if self._file.exists() and not resume:
             raise FileExistsError(f"{self._file} exists already. Go on (--resume, resume=True), or choose another folder.")
+        logs = [file.name for pattern in ("progress.csv", _EVENTS) for file in self.path.glob(pattern)]
+        if logs and not self._file.exists():
+            raise FileExistsError(f"{self.path}: expected a folder of its own for the fit, found {logs}. Choose another.")
         self._snapshot = _read(self._file, self._identity) if self._file.exists() else None
         self._log: Logger | None = None
         self._logged = 0
@@ -92,7 +96,7 @@ class RunFolder:
     def _log_rows(self, history: list[dict[str, float]]) -> None:
         """A resumed fit writes the whole log anew, without what its predecessor did after the snapshot."""
         if self._log is None:
-            for old in self.path.glob("events.out.tfevents.*"):
+            for old in self.path.glob(_EVENTS):
                 old.unlink()
             self._log = configure(str(self.path), ["csv", "tensorboard"] if find_spec("tensorboard") else ["csv"])
         for row in history[self._logged :]:
@@ -133,5 +137,6 @@ def _differences(kept: Mapping[str, Any], given: Mapping[str, Any], prefix: str 
         if isinstance(before, dict) and isinstance(now, dict):
             found += _differences(before, now, f"{prefix}{name}.")
         elif before != now:
-            found.append(f"{prefix}{name} was {before!r} and is {now!r}" if name != "data" else "the demonstrations are others")
+            told = {"data": "the demonstrations are others", "what isn't learnt": "numbers that aren't learnt are others"}
+            found.append(told.get(name, f"{prefix}{name} was {before!r} and is {now!r}"))
     return found

@@ -14,6 +14,9 @@ from dilqr_rl.tasks import ControlTask
 __all__ = ["Segments", "cut"]
 
 
+_NOT_THE_MODEL = ("physics", "randomize", "max_episode_steps")  # of an environment's arguments: what may be learnt, or nothing
+
+
 @dataclass(frozen=True)
 class Segments:
     """S pieces of demonstrations, each of K successive actions, in the model's units and float64.
@@ -63,6 +66,12 @@ def cut(task: ControlTask, data: Demonstrations, length: int, device: torch.devi
 def _check(task: ControlTask, data: Demonstrations, length: int) -> None:
     if task.name != data.env_id:
         raise DemonstrationsError(f"demonstrations: expected {task.name}, whose model the learner has, got {data.env_id}.")
+    made = [{k: v for k, v in kwargs.items() if k not in _NOT_THE_MODEL} for kwargs in (task.env_kwargs, data.env_kwargs)]
+    if made[0] != made[1]:
+        raise DemonstrationsError(
+            f"demonstrations: expected {task.name} as the learner's task has it, made with {made[0]}, got {made[1]}. Make the "
+            "learner with for_env of the environment that was recorded, or name its arguments (env_kwargs=) with the data."
+        )
     first = data.episodes[0]
     if first.actions.shape[1:] != (task.control_size,):
         raise DemonstrationsError(

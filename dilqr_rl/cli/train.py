@@ -12,10 +12,16 @@ import tyro
 from dilqr_rl.cli.console import console
 
 if TYPE_CHECKING:
-    from dilqr_rl.agents import Demonstrations, FitOptions, FitResult, Learner
+    from dilqr_rl.agents import Demonstrations, FitOptions, FitResult, Learner, PlanningLearner
     from dilqr_rl.tasks import ControlTask
 
 _CLOSED_LOOP_HORIZON = 20  # of `dilqr expert`
+_FOR = {  # options that only some learners have a use for
+    "off_by": ("dx", "cost_dx", "sysid"),
+    "physics": ("dx", "cost", "cost_dx", "sysid", "residual"),
+    "learn": ("dx", "cost", "cost_dx", "sysid", "residual", "lqr"),
+    "gradient": ("dx", "cost", "cost_dx", "residual", "lqr"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,16 +38,18 @@ class Train:
     """dx, cost, cost_dx, sysid, residual, lqr, nn or mlp."""
     out: Path | None = None
     """The checkpoint to write; the demonstrations' name with .safetensors behind it by default."""
-    off_by: float = 2.0
-    """Learnt physics start wrong by this factor, up or down at random; 1 starts at the environment's own."""
+    off_by: float | None = None
+    """Learnt physics start wrong by this factor, up or down at random, to see them found; 1 starts at the environment's own. 2
+    by default, 1 beside --physics."""
     physics: dict[str, float] = field(default_factory=dict)
     """Where physics start instead, e.g. --physics gravity 15 mass 3 length 0.5."""
     learn: tuple[str, ...] = ()
     """Learn only these of the learner's parameters, e.g. --learn dynamics.mass."""
     horizon: int | None = None
-    """Steps that a plan looks ahead: the demonstrator's, if known. That of demonstrated plans, else 20, by default."""
-    gradient: Literal["implicit", "diffmpc"] = "implicit"
-    """Of the planner."""
+    """Steps that a plan looks ahead: the demonstrator's, if known. By default that of demonstrated plans, else 20 for planners,
+    1 for mlp, and the environment's own for nn."""
+    gradient: Literal["implicit", "diffmpc"] | None = None
+    """Of the planner; implicit by default."""
     optimizer: Literal["lm", "adam", "rmsprop"] | None = None
     """The learner's own by default: lm (Levenberg-Marquardt) where there are a few parameters, else adam."""
     epochs: int | None = None
@@ -95,8 +103,13 @@ class Train:
             raise ValueError(f"--learner: expected one of {', '.join(LEARNERS)}, got {self.learner!r}.")
         if self.seed < 0:
             raise ValueError(f"--seed: expected 0 or more, got {self.seed}.")
-        if not self.off_by > 0:
+        if self.off_by is not None and not self.off_by > 0:
             raise ValueError(f"--off-by: expected a number above 0, got {self.off_by}.")
+        for option, learners in _FOR.items():
+            given = getattr(self, option)
+            if given not in (None, (), {}) and self.learner not in learners:
+                name = option.replace("_", "-")
+                raise ValueError(f"--{name}: expected --learner {', '.join(learners)}, got --learner {self.learner}.")
         if self.resume and self.folder is None:
             raise ValueError("--resume: expected --folder, where the fit is that is to go on.")
 
@@ -107,36 +120,38 @@ class Train:
         kind = LEARNERS[self.learner]
         given: dict[str, Any] = {}
         if train.open_loop or self.horizon is not None:
-            given["horizon"] = self.horizon or len(train.episodes[0])
+            given["horizon"] = len(train.episodes[0]) if self.horizon is None else self.horizon
         if not issubclass(kind, PlanningLearner):
-            wrong = [name for name in ("physics", "learn") if getattr(self, name)]
-            if wrong:
-                raise ValueError(f"--{wrong[0]}: expected a learner that plans, got --learner {self.learner}.")
             return kind(task, **given, seed=self.seed)
         given.setdefault("horizon", _CLOSED_LOOP_HORIZON)
         if self.learn:
             given["learn"] = self.learn
         if self.learner in ("lqr", "residual"):
             given["seed"] = self.seed
-        if self.learner != "lqr":
+        if self.learner in _FOR["physics"]:
             given["physics"] = {**self._wrong(kind(task, **given)), **self.physics}
-        elif self.physics:
-            raise ValueError("--physics: expected a learner of physics, got --learner lqr, whose model is linear.")
-        return kind(task, **given, gradient=self.gradient)
+        if self.gradient is not None:
+            given["gradient"] = self.gradient
+        return kind(task, **given)
 
-    def _wrong(self, learner: Learner) -> dict[str, float]:
+    def _wrong(self, learner: PlanningLearner) -> dict[str, float]:
         """Each number of the learnt physics times or divided by the factor, at random."""
-        from dilqr_rl.agents import PlanningLearner
         from dilqr_rl.agents.learnable import learnt_physics
 
-        physics = learnt_physics(learner.problem) if isinstance(learner, PlanningLearner) else {}
+        factor = self.off_by or (1.0 if self.physics else 2.0)
         rng = random.Random(self.seed)
-        return {name: value * rng.choice((self.off_by, 1 / self.off_by)) for name, value in physics.items()}
+        physics = learnt_physics(learner.problem) if self.learner in _FOR["off_by"] else {}
+        return {name: value * rng.choice((factor, 1 / factor)) for name, value in physics.items()}
 
     def _fit(self, learner: Learner, train: Demonstrations, validation: Demonstrations) -> FitResult:
         names = ("optimizer", "epochs", "batch_size", "learning_rate", "patience")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         options: FitOptions = replace(learner.defaults, **given, seed=self.seed)
+        unused = [name for name in ("batch_size", "learning_rate") if name in given and options.optimizer == "lm"]
+        if unused:
+            raise ValueError(
+                f"--{unused[0].replace('_', '-')}: expected --optimizer adam or rmsprop with it; lm has no use for it."
+            )
         result = learner.fit(train, validation, options, folder=self.folder, resume=self.resume, progress_bar=True)
         if result.stopped == "interrupted":
             console.print(f"interrupted; keeping the best so far, of epoch {result.best_epoch}")

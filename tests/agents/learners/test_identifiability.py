@@ -101,7 +101,18 @@ def test_numbers_have_names_of_their_own() -> None:
     assert single_numbers({"a": torch.tensor(2.0), "b": torch.tensor([3.0, 4.0])}) == {"a": 2.0, "b[0]": 3.0, "b[1]": 4.0}
 
 
+def test_fewer_actions_than_numbers_leave_the_rest_open() -> None:
+    """Two controls can't determine eight numbers."""
+    learner = make("cost", horizon=2)
+    found = identifiability(learner, plans(1, horizon=2))
+    assert found.directions.shape == (8, 8)
+    assert len(found.undetermined) >= 6
+    assert sum(found.determined_alone().values()) <= 2
+
+
 def test_networks_have_nothing_to_identify() -> None:
+    with pytest.raises(ValueError, match="learner: expected one with a model, whose parameters mean something, got 'residual'"):
+        identifiability(make("residual"), plans(2))
     with pytest.raises(ValueError, match=r"learner: expected one with a model, whose parameters mean something, got 'mlp'"):
         identifiability(NetworkLearner("dilqr_rl/Pendulum-v0"), plans(2))  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import torch
 from learner_data import ENV, HORIZON, expert, make, plans, quick, upright
 from torch import Tensor
 
+from dilqr_rl.agents import DemonstrationsError
 from dilqr_rl.agents.learners import LEARNERS, Learner, PhysicsLearner
 
 each_learner = pytest.mark.parametrize("name", LEARNERS)
@@ -110,3 +112,39 @@ def test_the_demonstrator_errs_nowhere_and_others_by_their_mean_square() -> None
 def test_turns_are_refused_where_there_are_none() -> None:
     with pytest.raises(ValueError, match=r'optimizer: expected "adam" or "rmsprop" where weights and goal take turns'):
         make("cost", alternate=2).fit(plans(3), options=quick("lm"))
+
+
+def test_demonstrations_of_another_preset_are_refused() -> None:
+    """Its actions mean other forces."""
+    data = dataclasses.replace(plans(3), env_kwargs={"preset": "diffmpc"})
+    with pytest.raises(
+        DemonstrationsError, match=r"made with \{\}, got \{'preset': 'diffmpc'\}\. Make the learner with for_env"
+    ):
+        make("sysid").fit(data, options=quick())
+    other = dataclasses.replace(plans(3), env_kwargs={"physics": {"mass": 2.0}, "max_episode_steps": 7})
+    make("sysid").fit(other, options=quick(epochs=1))  # what is learnt, and what isn't the model's
+
+
+def test_normalised_observations_are_refused() -> None:
+    with (
+        gym.make("Pendulum-v1") as env,
+        pytest.raises(ValueError, match="expected raw observations, got a NormalizeObservation"),
+    ):
+        PhysicsLearner.for_env(gym.wrappers.NormalizeObservation(env))
+
+
+def test_nothing_to_learn_is_refused() -> None:
+    with pytest.raises(ValueError, match="learn: expected something to learn, got nothing"):
+        make("dx", learn=())
+
+
+def test_turns_of_one_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match="alternate: expected 0 where weights and goal aren't both learnt"):
+        make("cost", learn=("weights",), alternate=1)
+
+
+def test_networks_too_large_for_lm_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r'optimizer: expected "adam" for 1\d\d\d numbers, got "lm", which is for 1000 at most'
+    ):
+        make("residual", hidden=[150]).fit(plans(3), options=quick("lm"))

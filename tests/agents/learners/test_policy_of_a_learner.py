@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from learner_data import make, plans, quick, upright
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 
+from dilqr_rl import QuadraticCost, find_task
 from dilqr_rl.agents import LEARNERS, MPCPolicy, PlanningLearner
 
 PLANNERS = sorted(name for name, learner in LEARNERS.items() if issubclass(learner, PlanningLearner))
@@ -56,3 +61,25 @@ def test_another_model_s_policy_is_not_written_where_it_could_not_be_read(name: 
     ):
         make(name).policy().save(tmp_path / "policy.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stock_ppo_trains_on_what_was_learnt() -> None:
+    learner = make("dx")
+    learner.fit(plans(4), plans(2, seed=1), quick(epochs=3))
+    env = make_vec_env("dilqr_rl.envs:dilqr_rl/Pendulum-v0", n_envs=2)
+    kwargs = {"task": learner.fitted_task(), "horizon": 6, "options": learner.planner.options}
+    model = PPO(MPCPolicy, env, policy_kwargs=kwargs, n_steps=64, batch_size=32, n_epochs=1, seed=0)
+    seen = upright(3, seed=0).astype(np.float32)
+    np.testing.assert_allclose(model.predict(seen, deterministic=True)[0], learner.predict(seen)[0], atol=1e-6)
+    before = model.policy.parameter_values()["dynamics.mass"].item()
+    model.learn(128)
+    assert model.policy.parameter_values()["dynamics.mass"].item() != before
+    env.close()
+
+
+def test_a_weight_of_zero_in_the_task_is_no_obstacle() -> None:
+    task = dataclasses.replace(
+        find_task(gym.make("Pendulum-v1")), stage_cost=QuadraticCost([1.0, 1.0, 0.0, 0.001], [1.0, 0.0, 0.0, 0.0])
+    )
+    learner = LEARNERS["cost"](task, horizon=4)
+    assert learner.policy().parameter_values()["stage_cost.weights"].tolist() == pytest.approx([0.5] * 4)

@@ -353,3 +353,21 @@ def test_a_killed_process(name: str, kills: int, tmp_path: Path) -> None:
     assert_same_fit(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "killed").glob(".*"))
     assert not np.isnan(result.column("train_loss")[1]).any()
+
+
+def test_a_folder_with_another_log_is_left_alone(train: Demonstrations, held_out: Demonstrations, tmp_path: Path) -> None:
+    for name in ("progress.csv", "events.out.tfevents.1.2"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("precious")
+        with pytest.raises(FileExistsError, match=r"expected a folder of its own for the fit, found \['.*'\]\. Choose another"):
+            make("mlp").fit(train, held_out, quick("adam"), folder=folder, resume=True)
+        assert (folder / name).read_text() == "precious"
+
+
+def test_another_cost_is_another_fit(train: Demonstrations, held_out: Demonstrations, tmp_path: Path) -> None:
+    make("dx").fit(train, held_out, quick("lm"), folder=tmp_path)
+    other = make("dx", goal=[0.5, 0.0, 0.0, 0.0])
+    other.settings["goal"] = None  # as if the task had it
+    with pytest.raises(ValueError, match="keeps another fit; numbers that aren't learnt are others"):
+        other.fit(train, held_out, quick("lm"), folder=tmp_path, resume=True)
