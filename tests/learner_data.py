@@ -76,6 +76,7 @@ def plans(count: int, seed: int = 0, horizon: int = HORIZON, noise: float = 0.0)
     start = upright(count, seed)
     controls = planner.plan(start)
     controls = controls + noise * torch.as_tensor(np.random.default_rng(seed).normal(size=controls.shape))
+    controls = controls.clamp(planner.task.u_min, planner.task.u_max)
     actions = (controls / planner.task.control_per_action).numpy()
     return Demonstrations.from_arrays(ENV, moved(planner, start, controls), actions, open_loop=True)
 

@@ -52,6 +52,11 @@ def load_learner(learner_class: type[AnyLearner], path: str | Path, task: Contro
         )
     try:
         chosen = task or _find_task(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its environment can't be made: {error!r}.") from error
+    try:
         if _numbers(chosen) != config["task"]:
             raise ValueError(f"it was made with {config['task']}, the task has {_numbers(chosen)}; pass the same as task=")
         learner = _make_again(learner_class, chosen, config["settings"])
@@ -78,9 +83,9 @@ def _numbers(task: ControlTask) -> dict[str, Any]:
 
 def _find_task(config: dict[str, Any]) -> ControlTask:
     if config["env_id"] not in known_ids():
-        raise ValueError(
+        raise CheckpointError(
             f"its environment {config['env_id']!r} is not among the known ones, {known_ids()}; pass its task as task=, or call "
-            "dilqr_rl.register_task first"
+            "dilqr_rl.register_task first."
         )
     with closing(make_env(config["env_id"], config["env_kwargs"])) as env:
         return find_task(env)

@@ -34,8 +34,8 @@ class FitResult:
         history: a row for each epoch: "epoch", "train_loss", "validation_loss" (at each look), and what `measure` found. Before
             them one for the start, and one more where a scan moved it, both of epoch 0.
         best_epoch: the one whose parameters the learner now has.
-        stopped: why it ended: "epochs", "patience", "no step lowers the loss", "interrupted", "diverged" (amid an epoch that
-            isn't in the history), or "" while it goes on.
+        stopped: why it ended: "epochs", "patience", "interrupted", "diverged" (amid an epoch that isn't in the history), by
+            "lm" "reproduced" (the training demonstrations, nearly to rounding) or "no step lowers the loss"; "" at first.
         seconds: of this call.
     """
 

@@ -62,7 +62,9 @@ class Identifiability:
         singular_values: (P,), largest first: how much a change of 1 in its direction shows, root mean square, in the unit of
             what is compared.
         directions: (P, P), a unit vector of changes in each row.
-        errors: (P,), standard error along each direction; infinite where it shows nowhere.
+        errors: (P,), standard error along each direction; infinite where it shows nowhere. They take what the fit leaves for
+            noise.
+        unexplained: root mean square of what the fit leaves, beside that of what it compares.
     """
 
     names: tuple[str, ...]
@@ -70,6 +72,7 @@ class Identifiability:
     singular_values: Floats
     directions: Floats
     errors: Floats
+    unexplained: float = 0.0
 
     @property
     def undetermined(self) -> Floats:
@@ -122,10 +125,11 @@ def identifiability(learner: PlanningLearner, data: Demonstrations) -> Identifia
     found = np.zeros(len(directions))  # fewer residuals than parameters leave the rest at zero
     found[: len(shown)] = shown
     size = float(learner.demonstrated(segments).square().mean().sqrt())
-    sigma = max(float(residuals.square().mean().sqrt()), _ROUNDING * size) / math.sqrt(len(residuals))
+    left = float(residuals.square().mean().sqrt())
+    sigma = max(left, _ROUNDING * size) / math.sqrt(len(residuals))
     shows = found > _SHOWS_NOWHERE * max(float(found[0]), np.finfo(float).tiny)
     errors = np.where(shows, sigma / np.where(shows, found, 1.0), np.inf)
-    return Identifiability(tuple(names), relative, found, directions, errors)
+    return Identifiability(tuple(names), relative, found, directions, errors, left / size if size > 0 else 0.0)
 
 
 def _changes(learner: PlanningLearner) -> tuple[list[str], Tensor, NDArray[np.bool_]]:

@@ -29,7 +29,7 @@ _LEAST_WEIGHT = 1e-9  # of the damping, so that the system stays regular
 _PATIENCE, _LEAST_DECREASE = 10, 0.1  # an attempt ends when that many steps together lower the loss by less than this share
 _SOLVED = 1e-8  # mean square of the residuals, beside that of the controls, below which no other start is tried
 _EXACT = 1e-24  # the same, below which it is all rounding
-_STOPS = ("", "no step lowers the loss", "diverged")
+_STOPS = ("", "no step lowers the loss", "diverged", "reproduced")
 
 
 class LevenbergMarquardt:
@@ -82,7 +82,10 @@ class LevenbergMarquardt:
         return len(self._losses) == _PATIENCE and self._losses[-1] > (1 - _LEAST_DECREASE) * self._losses[0]
 
     def _end_attempt(self, loss: float) -> None:
-        if loss <= _SOLVED * self._scale or self._attempt == self.options.restarts:
+        if loss <= _SOLVED * self._scale:
+            self.stopped = "reproduced"
+            return
+        if self._attempt == self.options.restarts:
             self.stopped = "no step lowers the loss" if math.isfinite(loss) else "diverged"
             return
         self._attempt, self._weight, self._losses = self._attempt + 1, self.options.damping.start, []

@@ -14,6 +14,7 @@ from dilqr_rl.tasks import ControlTask
 __all__ = ["Segments", "cut"]
 
 
+_SLACK = 1.001  # of the bounds: rounding
 _NOT_THE_MODEL = ("physics", "randomize", "max_episode_steps")  # of an environment's arguments: what may be learnt, or nothing
 
 
@@ -77,6 +78,13 @@ def _check(task: ControlTask, data: Demonstrations, length: int) -> None:
         raise DemonstrationsError(
             f"demonstrations: expected actions ({task.control_size},), as {task.name}'s model has, got "
             f"{first.actions.shape[1:]}."
+        )
+    largest = max(float(np.abs(episode.actions).max()) for episode in data.episodes) * abs(task.control_per_action)
+    bound = max(abs(task.u_min), abs(task.u_max))
+    if largest > _SLACK * bound:
+        raise DemonstrationsError(
+            f"demonstrations: expected actions within the bounds of {task.name}'s control, {bound:g}, got one that "
+            f"means {largest:g}. Record them in the environment's unit, and clipped as it has carried them out."
         )
     shape: tuple[object, ...]
     try:

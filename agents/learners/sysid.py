@@ -28,6 +28,10 @@ class SystemIdentification(PlanningLearner):
         """One step."""
         return 1
 
+    def demonstrated(self, segments: Segments) -> Tensor:
+        """The next states (S, n)."""
+        return segments.states[:, 1]
+
     def loss(self, segments: Segments) -> Tensor:
         """Mean squared error of the predicted next states (S,)."""
         x, u, after = _points(segments)

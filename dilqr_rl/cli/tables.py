@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["explain", "parameter_table", "rollout_table", "single_numbers"]
 
 
+_UNEXPLAINED = 0.01  # share of the demonstrations, root mean square, from which on a fit hasn't reproduced them
+
+
 def rollout_table(title: str, found: RollOuts, seed: int) -> Table:
     """Returns from the starts of seed, seed + 1, ..., and how the planner fared."""
     table = Table(title=f"{title}, seeds {seed} to {seed + len(found.returns) - 1}", title_justify="left")
@@ -44,7 +47,7 @@ def parameter_table(
         found: of the demonstrations.
     """
     table = Table(title="what was learnt", title_justify="left")
-    for column in ("", "start", "learnt", "true", "standard error"):
+    for column in ("", "start", "learnt", "environment", "standard error"):
         table.add_column(column, justify="left" if not column else "right")
     columns = [single_numbers(values) for values in (start, learnt, true)]
     errors = found.standard_errors()
@@ -59,7 +62,14 @@ def parameter_table(
 
 
 def explain(found: Identifiability) -> str:
-    """What the demonstrations leave open, in words."""
+    """What the demonstrations leave open, and whether they were reproduced at all, in words."""
+    if found.unexplained > _UNEXPLAINED:
+        return (
+            f"The fit leaves {100 * found.unexplained:.2g} % of the demonstrations unexplained (root mean square). Unless that "
+            "is noise, it has ended in another valley than the demonstrator's, and these numbers and their errors tell little. "
+            "Try another --seed, other starts, the demonstrator's --horizon, more demonstrations, or a learner with another "
+            "model."
+        )
     loose = [name for name, alone in found.determined_alone().items() if not alone]
     if not loose:
         return "The demonstrations determine every one of these numbers."

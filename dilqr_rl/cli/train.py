@@ -29,7 +29,7 @@ class Train:
     """Learn from demonstrations, from observations and actions alone. Ctrl-C keeps the best so far.
 
     Learners: dx (physics, through the planner), cost, cost_dx (both), sysid (physics, from the motion), residual (a network
-    beside the physics), lqr (a linear model), nn (an LSTM), mlp (a network).
+    beside physics that are wrong, see --physics), lqr (a linear model), nn (an LSTM), mlp (a network).
     """
 
     demonstrations: tyro.conf.Positional[Path]
@@ -81,7 +81,10 @@ class Train:
         train, validation, test = Demonstrations.load(self.demonstrations).split(self.seed)
         check_disjoint(train=train, validation=validation, test=test)
         if train.env_id not in known_ids():
-            raise ValueError(f"{self.demonstrations}: expected an environment among {known_ids()}, got {train.env_id!r}.")
+            raise ValueError(
+                f"{self.demonstrations}: expected an environment among {known_ids()}, got {train.env_id!r}. With a model of "
+                "your own, fit in Python: see docs/learning.md."
+            )
         env = make_env(train.env_id, train.env_kwargs)
         task = find_task(env)
         env.close()

@@ -97,6 +97,16 @@ def test_a_cost_is_determined_up_to_its_scale() -> None:
     assert "There are" in explain(found)
 
 
+def test_a_fit_that_has_not_reproduced_the_demonstrations_says_so() -> None:
+    data = plans(6)
+    found = identifiability(expert(physics={"mass": 2.0}, learn=("dynamics.mass",)), data)
+    errors = controls(data, mass=2.0) - controls(data)
+    share = float(errors.square().mean().sqrt() / controls(data).square().mean().sqrt())
+    assert found.unexplained == pytest.approx(share)
+    assert f"The fit leaves {100 * share:.2g} % of the demonstrations unexplained" in explain(found)
+    assert identifiability(expert(), data).unexplained < 1e-6
+
+
 def test_numbers_have_names_of_their_own() -> None:
     assert single_numbers({"a": torch.tensor(2.0), "b": torch.tensor([3.0, 4.0])}) == {"a": 2.0, "b[0]": 3.0, "b[1]": 4.0}
 

@@ -12,7 +12,7 @@ import torch
 from learner_data import ENV, HORIZON, expert, make, plans, quick, upright
 from torch import Tensor
 
-from dilqr_rl.agents import DemonstrationsError
+from dilqr_rl.agents import Demonstrations, DemonstrationsError
 from dilqr_rl.agents.learners import LEARNERS, Learner, PhysicsLearner
 
 each_learner = pytest.mark.parametrize("name", LEARNERS)
@@ -148,3 +148,13 @@ def test_networks_too_large_for_lm_are_refused() -> None:
         ValueError, match=r'optimizer: expected "adam" for 1\d\d\d numbers, got "lm", which is for 1000 at most'
     ):
         make("residual", hidden=[150]).fit(plans(3), options=quick("lm"))
+
+
+def test_actions_beyond_what_the_environment_carries_out_are_refused() -> None:
+    data = plans(3)
+    large = [episode.actions * (1.5 / np.abs(episode.actions).max()) for episode in data.episodes]
+    wrong = Demonstrations.from_arrays(ENV, [episode.observations for episode in data.episodes], large, open_loop=True)
+    with pytest.raises(
+        DemonstrationsError, match=r"within the bounds of dilqr_rl/Pendulum-v0's control, 2, got one that means 3\."
+    ):
+        make("dx").fit(wrong, options=quick())
