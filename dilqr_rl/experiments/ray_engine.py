@@ -45,7 +45,8 @@ def _start(ray: Any, workers: int | None) -> None:
 
 def _run(ray: Any, requests: Sequence[Mapping[str, Any]], workers: int | None, retries: int) -> Generator[Answer, None, None]:
     # max_calls=1: a fresh process for each trial. Retries are ours, not Ray's, so that they can be counted.
-    remote = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(answer)
+    one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    remote = ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env=one_thread)(answer)
     asked = [{**request, "path": sys.path} for request in requests]
     left = deque((number, 1) for number in range(len(asked)))
     waiting: dict[Any, tuple[int, int]] = {}
