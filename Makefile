@@ -94,7 +94,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "'$(PYTHON)' can't make virtual environments: its venv module is missing (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
 	@if [ -e $(UNFINISHED) ]; then echo "the last installation was cut off: starting $(VENV) again"; rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(UNFINISHED)
-	@echo "installing the pinned set into $(VENV) (some 1.5 GB, a few minutes; only when it has changed)"
+	@echo "installing the pinned set into $(VENV) (some 2 GB, a few minutes; only when it has changed)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet -e ".[dev]" -c constraints.txt || { rm -f $(UNFINISHED); exit 1; }
 	@mv $(UNFINISHED) $@
