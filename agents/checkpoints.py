@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from gymnasium.spaces import Space
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from stable_baselines3.common.utils import get_device
 
+from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.files import write_whole
 from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.options import ILQROptions
-from dilqr_rl.tasks import find_task, known_ids
+from dilqr_rl.tasks import ControlTask, find_task, known_ids
 
 if TYPE_CHECKING:
-    from dilqr_rl.agents.policy import MPCPolicy
+    from dilqr_rl.agents.planning_policy import PlanningPolicy
 
 __all__ = [
-    "POLICY_FORMAT",
     "CheckpointError",
     "check_known",
     "checkpoint_format",
@@ -34,27 +35,22 @@ __all__ = [
     "write_checkpoint",
 ]
 
-POLICY_FORMAT, _VERSION = "dilqr_rl MPCPolicy", "1"
-_SETTINGS = ("horizon", "physics", "learn", "options", "gradient", "warm_start")
-_PLAIN = ("net_arch", "log_std_init", "ortho_init", "optimizer_kwargs", "normalize_images")
-_CODE = ("activation_fn", "features_extractor_class", "features_extractor_kwargs", "optimizer_class")
+_VERSION = "1"
 
-Policy = TypeVar("Policy", bound="MPCPolicy")
+Policy = TypeVar("Policy", bound="PlanningPolicy")
 
 
 class CheckpointError(ValueError):
     """A file is no checkpoint of this library's, is damaged, or comes from another version."""
 
 
-def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None:
-    """Write a policy; see `MPCPolicy.save`."""
+def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) -> None:
+    """Write a policy; see `PlanningPolicy.save`."""
     check_known(policy.task.name)
     _check_rebuilt(policy)
-    arguments = policy.constructor_arguments()
-    defaults = type(policy)(
-        policy.observation_space, policy.action_space, lambda _: 0.0, task=policy.task
-    ).constructor_arguments()
-    changed = [name for name in _CODE if arguments[name] != defaults[name]]
+    arguments = _network(policy)
+    defaults = _network(_bare(type(policy), policy.task, policy.observation_space, policy.action_space))
+    changed = [name for name, value in arguments.items() if not _is_plain(value) and value != defaults[name]]
     if changed:
         raise ValueError(
             f"policy: {changed} can't be kept in a checkpoint, which holds numbers and names only. Use the default, or save "
@@ -63,13 +59,35 @@ def save_policy(policy: MPCPolicy, path: str | Path, *, overwrite: bool) -> None
     config = {
         "env_id": policy.task.name,
         "env_kwargs": dict(policy.task.env_kwargs),
-        "settings": {**policy.settings, "options": asdict(policy.settings["options"])},
-        "network": {name: arguments[name] for name in _PLAIN},
+        "settings": {name: _plain(value) for name, value in policy.settings.items()},
+        "network": {name: value for name, value in arguments.items() if _is_plain(value)},
     }
-    write_checkpoint(path, POLICY_FORMAT, config, policy.state_dict(), overwrite=overwrite)
+    write_checkpoint(path, policy.checkpoint_format, config, policy.state_dict(), overwrite=overwrite)
 
 
-def _check_rebuilt(policy: MPCPolicy) -> None:
+def _network(policy: PlanningPolicy) -> dict[str, Any]:
+    """Those arguments that aren't the task's."""
+    others = {"observation_space", "action_space", "lr_schedule", "task", *policy.settings}
+    return {name: value for name, value in policy.constructor_arguments().items() if name not in others}
+
+
+def _bare(policy_class: type[Policy], task: ControlTask, observations: Space[Any], actions: Space[Any]) -> Policy:
+    return policy_class(observations, actions, lambda _: 0.0, task=task)
+
+
+def _plain(setting: Any) -> Any:
+    return asdict(setting) if isinstance(setting, ILQROptions | CostMap) else setting
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it comes back from JSON as it was."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except TypeError:
+        return False
+
+
+def _check_rebuilt(policy: PlanningPolicy) -> None:
     """Refuse a policy that sees or plans with something else than what is made of its id."""
     with closing(make_env(policy.task.name, policy.task.env_kwargs)) as env:
         if env.observation_space.shape != policy.observation_space.shape:
@@ -78,30 +96,32 @@ def _check_rebuilt(policy: MPCPolicy) -> None:
                 f"{policy.observation_space.shape}. A wrapper isn't kept in a checkpoint: save the whole model with "
                 "Stable-Baselines3's own model.save, which pickles it."
             )
-        known, came = (parameter_values(problem).keys() for problem in (find_task(env).problem(), policy.problem))
-        if known != came:
+        known, came = (task.problem(1) for task in (find_task(env), policy.task))
+        named, planned = parameter_values(known).keys(), parameter_values(came).keys()
+        if named != planned:
             raise ValueError(
-                f"policy: expected the model of {policy.task.name}, with {sorted(known)}, got one with {sorted(came)}. Save "
+                f"policy: expected the model of {policy.task.name}, with {sorted(named)}, got one with {sorted(planned)}. Save "
                 "the learner instead, or the whole model with Stable-Baselines3's own model.save, which pickles it."
             )
 
 
 def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str) -> Policy:
-    """Read a policy; see `MPCPolicy.load`."""
-    config, tensors = read_checkpoint(path, POLICY_FORMAT)
+    """Read a policy; see `PlanningPolicy.load`."""
+    config, tensors = read_checkpoint(path, policy_class.checkpoint_format)
     try:
         env_id, env_kwargs = config["env_id"], config["env_kwargs"]
-        settings, network = _named(config["settings"], _SETTINGS), _named(config["network"], _PLAIN)
-        settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
         if env_id not in known_ids():
             raise ValueError(
                 f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first"
             )
-        env = make_env(env_id, env_kwargs)
-        try:
+        with closing(make_env(env_id, env_kwargs)) as env:
+            bare = _bare(policy_class, find_task(env), env.observation_space, env.action_space)
+            settings = _named(config["settings"], bare.settings)
+            network = _named(config["network"], (name for name, value in _network(bare).items() if _is_plain(value)))
+            settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
+            if settings["cost_map"] is not None:
+                settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
             policy = policy_class.for_env(env, **settings, **network)
-        finally:
-            env.close()
         policy.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error

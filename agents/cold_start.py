@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,16 +17,17 @@ _PHASES = (0.0, 0.25, 0.5, 0.75)  # of the period
 
 
 @torch.no_grad()
-def best_of_swings(planner: ILQR, x0: Tensor) -> Tensor:
+def best_of_swings(planner: ILQR, x0: Tensor, params: Mapping[str, Tensor] | None = None) -> Tensor:
     """Plan from x0 (B, n) once from each guess, and keep the controls (B, T, m) of the cheapest plan.
 
     The guesses are zero and, where all controls are bounded, rest at either bound and square waves between them. Several
     controls do so alike, or every second one the other way round, without which a body that its controls turn between them
-    would never be turned.
+    would never be turned. `params` are the planner's, with (B,) in front.
     """
     guesses = _guesses(planner.problem).to(x0.device)
     count, B = guesses.shape[0], x0.shape[0]
-    solution = planner(x0.repeat_interleave(count, 0), u_init=guesses.repeat(B, 1, 1))
+    repeated = {name: value.repeat_interleave(count, 0) for name, value in (params or {}).items()}
+    solution = planner(x0.repeat_interleave(count, 0), repeated, guesses.repeat(B, 1, 1))
     cost = torch.where(solution.cost.isfinite(), solution.cost, torch.inf).view(B, count)
     best = cost.argmin(1) + count * torch.arange(B, device=x0.device)
     return solution.controls[best].to(torch.float64)

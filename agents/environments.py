@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 
+from dilqr_rl.agents.spaces import STATE
 from dilqr_rl.tasks import ControlTask, find_task
 
-__all__ = ["as_task", "make_env", "refuse_normalised"]
+__all__ = ["as_task", "make_env", "refuse_normalised", "refuse_normalised_algorithm"]
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env[Any, Any]:
@@ -53,3 +58,26 @@ def refuse_normalised(env: gym.Env[Any, Any]) -> None:
                 "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
             )
         env = env.env
+
+
+def refuse_normalised_algorithm() -> None:
+    """Raise a ValueError if the algorithm that is constructing a policy gets its states from a VecNormalize.
+
+    Stable-Baselines3 shows a policy its spaces only, and a VecNormalize leaves these as they are; so the algorithm is looked
+    for among the callers.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not isinstance(frame.f_locals.get("self"), BaseAlgorithm):
+        frame = frame.f_back
+    if frame is None:
+        return
+    normalised = frame.f_locals["self"].get_vec_normalize_env()
+    if normalised is None or not normalised.norm_obs:
+        return
+    several = isinstance(normalised.observation_space, spaces.Dict)
+    if not several or STATE in normalised.norm_obs_keys:
+        raise ValueError(
+            "env: expected states as they are, got them normalised by a VecNormalize. A plan needs the state itself: make it "
+            f'with norm_obs=False (rewards are still normalised); or with Dict observations, the raw state as "{STATE}", and '
+            "norm_obs_keys= all others."
+        )

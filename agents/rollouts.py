@@ -18,7 +18,7 @@ from dilqr_rl.agents.demonstrations import Demonstrations, Episode
 from dilqr_rl.agents.environments import make_env, refuse_normalised
 from dilqr_rl.agents.learners import Learner
 from dilqr_rl.agents.origin import arguments_of
-from dilqr_rl.agents.policy import MPCPolicy
+from dilqr_rl.agents.planning_policy import PlanningPolicy
 
 __all__ = ["RollOuts", "record", "record_plans", "roll_out"]
 
@@ -234,7 +234,7 @@ def _run(policy: BasePolicy | Learner, runs: list[_Run], tally: _Tally, on_step:
     while going:
         seen = np.stack([run.observations[-1] for run in going])
         began = time.perf_counter()
-        if isinstance(policy, MPCPolicy):
+        if isinstance(policy, PlanningPolicy):
             actions, state, plan = policy.act(seen, state, start)
             tally.converged.append(plan.converged)
             tally.iterations.append(plan.num_iterations)
@@ -244,6 +244,6 @@ def _run(policy: BasePolicy | Learner, runs: list[_Run], tally: _Tally, on_step:
         goes_on = np.array([run.step(action) for run, action in zip(going, actions, strict=True)])
         on_step(len(going))
         going = [run for run, more in zip(going, goes_on, strict=True) if more]
-        axis = 0 if isinstance(policy, MPCPolicy) else 1  # of the environments: recurrent policies have their layers first
+        axis = 0 if isinstance(policy, PlanningPolicy) else 1  # of the environments: recurrent policies have their layers first
         state = None if state is None else tuple(part.compress(goes_on, axis) for part in state)
         start = np.zeros(len(going), dtype=bool)

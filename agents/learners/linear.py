@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dilqr_rl.agents.learners.network import seeded
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.planning import PlanningLearner
 from dilqr_rl.agents.learners.segments import Segments
+from dilqr_rl.agents.networks import seeded
 from dilqr_rl.solution import Solution
 from dilqr_rl.tasks import ControlTask
 

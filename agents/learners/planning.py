@@ -6,9 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from dilqr_rl.agents.environments import make_env
@@ -25,6 +26,8 @@ from dilqr_rl.solution import Solution
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["PlanningLearner"]
+
+Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 _SOLVER = ILQROptions(max_iterations=100, tolerance=1e-7)
 _MOST_NUMBERS = 1000  # learnt by "lm", whose matrices have as many rows
@@ -160,7 +163,7 @@ class PlanningLearner(Learner):
     def policy(self, **kwargs: Any) -> MPCPolicy:
         """A Stable-Baselines3 policy that plans with what was learnt, each time from zero controls, as the learner does.
 
-        To train on with PPO, hand over the class: PPO(MPCPolicy, env, policy_kwargs={"task": learner.fitted_task(), ...}).
+        To train on, use `to_sb3`.
 
         Args:
             **kwargs: arguments of `MPCPolicy` that differ from the learner's.
@@ -170,15 +173,34 @@ class PlanningLearner(Learner):
         """
         with closing(make_env(self.task.name, self.task.env_kwargs)) as env:
             spaces = env.observation_space, env.action_space
-        chosen: dict[str, Any] = {
+        return MPCPolicy(*spaces, lambda _: 3e-4, **{**self._policy_kwargs(), **kwargs})
+
+    def to_sb3(
+        self, algorithm: type[Algorithm], env: Any, *, policy_kwargs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Algorithm:
+        """A Stable-Baselines3 model whose actor plans with what was learnt, to be trained further: same actions, same `learn`.
+
+        Args:
+            algorithm: PPO, A2C, SAC, TD3, or another class that knows an "MPCPolicy".
+            env: as the algorithm takes it.
+            policy_kwargs: arguments of the policy that differ from the learner's.
+            **kwargs: other arguments of the algorithm.
+
+        Raises:
+            ValueError: no "MPCPolicy" for this algorithm, or an environment that doesn't fit the task.
+        """
+        if "MPCPolicy" not in getattr(algorithm, "policy_aliases", {}):
+            raise ValueError(f"algorithm: expected PPO, A2C, SAC or TD3 of stable_baselines3, got {algorithm!r}.")
+        return algorithm("MPCPolicy", env, policy_kwargs={**self._policy_kwargs(), **(policy_kwargs or {})}, **kwargs)
+
+    def _policy_kwargs(self) -> dict[str, Any]:
+        return {
             "task": self.fitted_task(),
             "horizon": self.horizon,
             "learn": self._learn(),
             "options": self.planner.options,
             "gradient": self.planner.gradient,
-            "warm_start": False,
         }
-        return MPCPolicy(*spaces, lambda _: 3e-4, **{**chosen, **kwargs})
 
     def release(self, problem: ControlProblem) -> None:
         """Freeze the problem but for what is learnt, which stays possible whatever an optimiser does."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.demonstrations import Demonstrations
 from dilqr_rl.agents.learners.base import Learner
-from dilqr_rl.agents.learners.network import check_positive, draw_uniformly, perceptron, seeded
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.segments import Segments
+from dilqr_rl.agents.networks import check_positive, draw_uniformly, perceptron, seeded
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["RecurrentLearner"]

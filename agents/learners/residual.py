@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dilqr_rl.agents.learnable import set_physics
-from dilqr_rl.agents.learners.network import perceptron, seeded
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.planning import PlanningLearner
 from dilqr_rl.agents.learners.segments import Segments
+from dilqr_rl.agents.networks import perceptron, seeded
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["ResidualDynamics", "ResidualLearner"]

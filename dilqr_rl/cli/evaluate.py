@@ -11,7 +11,7 @@ import tyro
 from dilqr_rl.cli.console import console, progress
 
 if TYPE_CHECKING:
-    from dilqr_rl.agents import Learner, MPCPolicy
+    from dilqr_rl.agents import Learner, PlanningPolicy
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,15 @@ class Evaluate:
         console.print(rollout_table(f"{self.checkpoint.name} on {task.name}", found, self.seed))
 
 
-def _load(path: Path) -> Learner | MPCPolicy:
+def _load(path: Path) -> Learner | PlanningPolicy:
     """A policy, or a learner: those that plan as policies, which tell how the planner fared."""
-    from dilqr_rl.agents import MPCPolicy, PlanningLearner, load_learner
-    from dilqr_rl.agents.checkpoints import POLICY_FORMAT, checkpoint_format
+    from dilqr_rl.agents import MPCPolicy, MPCSACPolicy, MPCTD3Policy, PlanningLearner, load_learner
+    from dilqr_rl.agents.checkpoints import checkpoint_format
 
-    if checkpoint_format(path) == POLICY_FORMAT:
-        return MPCPolicy.load(path)
+    found = checkpoint_format(path)
+    policies: tuple[type[PlanningPolicy], ...] = (MPCPolicy, MPCSACPolicy, MPCTD3Policy)
+    for policy_class in policies:
+        if policy_class.checkpoint_format == found:
+            return policy_class.load(path)
     learner = load_learner(path)
     return learner.policy() if isinstance(learner, PlanningLearner) else learner

@@ -551,9 +551,23 @@ def test_spaces_that_do_not_fit_the_model_are_refused(observation_space: Any, ac
         MPCPolicy(observation_space, action_space, lambda _: 0.0, task="Pendulum-v1")
 
 
-def test_state_dependent_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match="use_sde: expected False, got True"):
-        make(use_sde=True)
+def test_state_dependent_noise_is_around_the_plan() -> None:
+    policy, seen = make(use_sde=True, log_std_init=-4.0), np.repeat(near_upright(1), 50, axis=0)
+    mean, _ = policy.predict(seen)
+    policy.reset_noise(50)
+    sampled, _ = policy.predict(seen, deterministic=False)
+    assert len(np.unique(sampled)) == 50
+    assert 0 < np.abs(sampled - mean).max() < 0.2
+
+
+def test_squashing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"squash_output: expected False, got True\. Plans keep to the bounds"):
+        make(use_sde=True, squash_output=True)
+
+
+def test_layers_for_the_actor_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"net_arch: expected widths of the critic's layers, .*'pi': \[64\].*the actor plans"):
+        make(net_arch={"pi": [64], "vf": [64]})
 
 
 SHARED = make("Pendulum-v1")

@@ -11,7 +11,7 @@ import torch
 
 from dilqr_rl import ILQR, ILQROptions
 from dilqr_rl.agents.learners import LinearDynamics
-from dilqr_rl.agents.learners.network import seeded
+from dilqr_rl.agents.networks import seeded
 from dilqr_rl.experiments import Record, e3
 from dilqr_rl.experiments.systems import linear_problem, linear_starts
 

@@ -1,0 +1,193 @@
+"""`MPCTD3Policy` and `MPCSACPolicy`: the actor of Stable-Baselines3's off-policy algorithms is a planner."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
+from stable_baselines3.sac.policies import Actor as SACActor
+from stable_baselines3.td3.policies import Actor as TD3Actor
+from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor, nn
+
+from dilqr_rl.agents.actor import PlanningActor
+from dilqr_rl.agents.networks import Layers, critic_layers
+from dilqr_rl.agents.planning_policy import PlanningPolicy
+from dilqr_rl.agents.spaces import state_part
+
+__all__ = ["MPCSACPolicy", "MPCTD3Policy"]
+
+
+class _OffPolicy(PlanningPolicy):
+    """What the two share: an actor of its own, whose `mu` is the planner, and actions that are kept in [-1, 1]."""
+
+    actor: Any
+
+    @property
+    def planning(self) -> PlanningActor:
+        """See `PlanningPolicy`."""
+        planner: PlanningActor = self.actor.mu
+        return planner
+
+    def features(self, observation: PyTorchObs) -> Tensor:
+        """See `PlanningPolicy`."""
+        return BasePolicy.extract_features(self.actor, observation, self.actor.features_extractor)
+
+
+class MPCTD3Policy(_OffPolicy, TD3Policy):
+    """For Stable-Baselines3's TD3 and DDPG: the action is the first control of a plan.
+
+    TD3("MPCPolicy", env, policy_kwargs={"task": ...}). The critics are networks, as many as n_critics says; the target actor
+    has a planner of its own, whose parameters follow. TD3 explores by the action_noise that it is given, and not without.
+
+    Args:
+        observation_space: see `PlanningPolicy`, as all that isn't here.
+        action_space: a Box.
+        lr_schedule: learning rate, from Stable-Baselines3.
+        net_arch: layers of the critics, a list or {"qf": list}; 400 and 300 by default. The actor has none.
+        **kwargs: of `PlanningPolicy`, and Stable-Baselines3's own of `TD3Policy`.
+
+    Raises:
+        ValueError: as `PlanningPolicy`; layers for the actor.
+    """
+
+    checkpoint_format: ClassVar[str] = "dilqr_rl MPCTD3Policy"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        net_arch: Layers = None,
+        **kwargs: Any,
+    ) -> None:
+        arch = critic_layers(net_arch, "qf", [400, 300])
+        super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, **kwargs)
+
+    def sample_around(self, actions: Tensor, observation: PyTorchObs) -> Tensor:
+        """The actions themselves."""
+        return actions
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
+        """A planner, and no layers."""
+        actor = _TD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        actor.mu = self._make_planning(actor.features_dim)  # type: ignore[assignment]
+        return actor.to(self.device)
+
+
+class _TD3Actor(TD3Actor):
+    """Observations -> planned actions in [-1, 1]."""
+
+    def forward(self, obs: PyTorchObs) -> Tensor:
+        return _planned(self, obs, self.extract_features(obs, self.features_extractor))
+
+
+class MPCSACPolicy(_OffPolicy, SACPolicy):
+    """For Stable-Baselines3's SAC: a squashed Gaussian around the first control of a plan.
+
+    SAC("MPCPolicy", env, policy_kwargs={"task": ...}). Before the squashing the mean is artanh(a), with the planned action a in
+    [-1, 1] kept `squash_margin` away from the ends, where artanh is infinite and nothing would be explored. The deterministic
+    action is the planned one exactly. The standard deviation is a network's, and starts at exp(log_std_init) everywhere. The
+    critics are networks, as many as n_critics says.
+
+    Args:
+        observation_space: see `PlanningPolicy`, as all that isn't here.
+        action_space: a Box.
+        lr_schedule: learning rate, from Stable-Baselines3.
+        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256] by
+            default.
+        log_std_init: logarithm of the first standard deviation, before the squashing.
+        squash_margin: see above, between 0 and 1.
+        **kwargs: of `PlanningPolicy`, and Stable-Baselines3's own of `SACPolicy`.
+
+    Raises:
+        ValueError: as `PlanningPolicy`; a margin out of its range.
+    """
+
+    checkpoint_format: ClassVar[str] = "dilqr_rl MPCSACPolicy"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        net_arch: Layers = None,
+        log_std_init: float = -1.0,
+        squash_margin: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 < squash_margin < 1:
+            raise ValueError(f"squash_margin: expected a number between 0 and 1, got {squash_margin!r}.")
+        self.squash_margin = squash_margin
+        arch = {"pi": [64, 64], "qf": [256, 256]} if net_arch is None else net_arch
+        super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, log_std_init=log_std_init, **kwargs)
+
+    @torch.no_grad()
+    def sample_around(self, actions: Tensor, observation: PyTorchObs) -> Tensor:
+        """See `PlanningPolicy`."""
+        actor: _SACActor = self.actor
+        low, high = _bounds(self, actions)
+        mean, log_std, kwargs = actor.around((actions - low) / (high - low) * 2 - 1, self.features(observation))
+        sample = actor.action_dist.actions_from_params(mean, log_std, deterministic=False, **kwargs)
+        return low + 0.5 * (sample + 1) * (high - low)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
+        """A planner, and layers for the standard deviation alone."""
+        actor = _SACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+        actor.mu = self._make_planning(actor.features_dim)
+        actor.largest = 1 - self.squash_margin
+        if isinstance(actor.log_std, nn.Linear):
+            nn.init.zeros_(actor.log_std.weight)
+            nn.init.constant_(actor.log_std.bias, actor.log_std_init)
+        return actor.to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        mine = {
+            "squash_margin": self.squash_margin,
+            # Stable-Baselines3 forgets this one of its own.
+            "share_features_extractor": self.share_features_extractor,
+        }
+        return {**super()._get_constructor_parameters(), **mine}
+
+
+class _SACActor(SACActor):
+    """Observations -> a distribution around planned actions in [-1, 1]."""
+
+    largest: float
+    log_std: Any  # numbers with use_sde, else a layer
+
+    def around(self, planned: Tensor, features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Mean, before the squashing, and what else the distribution takes; see `Actor.get_action_dist_params`."""
+        mean = planned.clamp(-self.largest, self.largest).atanh()
+        latent = self.latent_pi(features)
+        if self.use_sde:
+            return mean, self.log_std, {"latent_sde": latent}
+        return mean, self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX), {}
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        features = self.extract_features(obs, self.features_extractor)
+        return self.around(_planned(self, obs, features), features)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
+        if deterministic:
+            return _planned(self, obs, self.extract_features(obs, self.features_extractor))
+        return super().forward(obs)
+
+
+def _planned(actor: Any, observation: PyTorchObs, features: Tensor) -> Tensor:
+    """Planned actions (B, m), scaled to [-1, 1]."""
+    actions: Tensor = actor.mu(state_part(observation).float(), features)
+    low, high = _bounds(actor, actions)
+    return (actions - low) / (high - low) * 2 - 1
+
+
+def _bounds(policy: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = (torch.as_tensor(bound).to(like) for bound in (policy.action_space.low, policy.action_space.high))
+    return low, high

@@ -1,0 +1,335 @@
+"""What all policies that plan share, whichever algorithm of Stable-Baselines3 they are for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor
+
+from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
+from dilqr_rl.agents.checkpoints import load_policy, save_policy
+from dilqr_rl.agents.cold_start import best_of_swings
+from dilqr_rl.agents.cost_map import CostMap
+from dilqr_rl.agents.environments import as_task, refuse_normalised, refuse_normalised_algorithm
+from dilqr_rl.agents.health import SolverHealth
+from dilqr_rl.agents.learnable import parameter_values
+from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
+from dilqr_rl.options import ILQROptions
+from dilqr_rl.planner import ILQR
+from dilqr_rl.problem import ControlProblem
+from dilqr_rl.solution import Solution
+from dilqr_rl.tasks import ControlTask, find_task
+
+__all__ = ["PlanningPolicy"]
+
+Observation = NDArray[Any] | dict[str, NDArray[Any]]
+State = tuple[NDArray[Any], ...]
+
+
+class PlanningPolicy(BasePolicy):
+    """Plans from every observation with a model of the environment, and acts with the plan's first control.
+
+    A subclass goes before one of Stable-Baselines3's policies, whose actor its plans replace.
+
+    Observations are a flat Box, which the task turns into states, or a Dict: its "state" is that Box, and everything in it
+    goes to the critic and to the cost map. A VecNormalize may normalise the rest (norm_obs_keys=["obs"]), never the state.
+
+    Args:
+        observation_space: a Box of the shape that the task's `observation_to_state` takes, or a Dict with one as "state".
+        action_space: a Box.
+        lr_schedule: learning rate, from Stable-Baselines3.
+        task: the environment's model, or the id of an environment whose model is known.
+        horizon: steps to look ahead; the task's default if None.
+        physics: replaces parameters of the model's dynamics, by name; for a model that is wrong on purpose, say.
+        learn: what is trained: "physics", "weights", "goal", "terminal" (the terminal cost, `terminal_value` included), or
+            names such as "dynamics.mass". Masses, lengths and weights stay positive by construction.
+        options: of the solver.
+        gradient: of the planner.
+        warm_start: let `predict` start each plan from the last one, which it carries in its `state`, and an episode's first
+            plan from the best of several guessed swings; else from zero controls, as all else does, always.
+        cost_map: a network that writes parameters of the cost from the observation, for each problem and step.
+        terminal_value: widths of the hidden layers of a network whose value is added at the end of each plan, so that a short
+            horizon can act like a long one; "terminal" in `learn` trains it. None: no network.
+        **kwargs: Stable-Baselines3's own arguments of the policy.
+
+    Raises:
+        ValueError: no task, or spaces or a model that don't fit it; observations that a VecNormalize normalises; unknown names
+            in `physics`, `learn` or `cost_map`.
+    """
+
+    checkpoint_format: ClassVar[str]
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        task: ControlTask | str | None = None,
+        horizon: int | None = None,
+        physics: Mapping[str, float] | None = None,
+        learn: Sequence[str] = ("physics",),
+        options: ILQROptions = PLANNING,
+        gradient: Literal["implicit", "diffmpc", "unroll"] = "implicit",
+        warm_start: bool = False,
+        cost_map: CostMap | None = None,
+        terminal_value: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.task = as_task(task)
+        refuse_normalised_algorithm()
+        check_spaces(self.task, observation_space, action_space)
+        self.settings: dict[str, Any] = {
+            "horizon": horizon,
+            "physics": dict(physics or {}),
+            "learn": learn if isinstance(learn, str) else tuple(learn),
+            "options": options,
+            "gradient": gradient,
+            "warm_start": warm_start,
+            "cost_map": cost_map,
+            "terminal_value": None if terminal_value is None else tuple(terminal_value),
+        }
+        by_space = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor
+        super().__init__(observation_space, action_space, lr_schedule, **{"features_extractor_class": by_space, **kwargs})
+
+    @classmethod
+    def for_env(cls, env: gym.Env[Any, Any], **kwargs: Any) -> Self:
+        """A controller for an environment whose model is known; with a warm start, unless told otherwise.
+
+        Args:
+            env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1, or any other that `dilqr_rl.find_task` knows.
+            **kwargs: of the class.
+
+        Raises:
+            ValueError: the environment's model isn't known, or an argument is wrong.
+        """
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
+        refuse_normalised(env)
+        chosen = {"task": find_task(env), "warm_start": True, **kwargs}
+        return cls(env.observation_space, env.action_space, lambda _: 3e-4, **chosen)
+
+    @property
+    @abstractmethod
+    def planning(self) -> PlanningActor:
+        """The actor."""
+
+    @abstractmethod
+    def features(self, observation: PyTorchObs) -> Tensor:
+        """What the cost map sees of a batch of observations (B, F)."""
+
+    @abstractmethod
+    def sample_around(self, actions: Tensor, observation: PyTorchObs) -> Tensor:
+        """Actions (B, m) drawn around planned ones (B, m), in the environment's unit."""
+
+    def plan(
+        self, observation: Tensor | Observation, params: Mapping[str, Tensor] | None = None, u_init: Tensor | None = None
+    ) -> Solution:
+        """The whole plan from observations (B, k), or (k,) for one; differentiable in what is learnt.
+
+        Args:
+            observation: as the environment gives it; for a space with several parts, a dict of these.
+            params: replaces parameters of the model, as for `ILQR`.
+            u_init: controls to start from, (B, T, m), in the model's unit; zero by default.
+        """
+        if isinstance(observation, dict):
+            seen: Any = {name: torch.as_tensor(part, device=self.device) for name, part in observation.items()}
+        else:
+            seen = torch.as_tensor(observation, device=self.device)
+        state = state_part(seen)
+        if not torch.isfinite(state).all():
+            raise ValueError(f"observation: expected finite numbers, got {state[~torch.isfinite(state)][0].item()}.")
+        if state.ndim == 1:
+            one = {name: part.unsqueeze(0) for name, part in seen.items()} if isinstance(seen, dict) else seen.unsqueeze(0)
+            return self._plan(one, params, u_init).squeeze()
+        return self._plan(seen, params, u_init)
+
+    def _plan(self, seen: PyTorchObs, params: Mapping[str, Tensor] | None, u_init: Tensor | None) -> Solution:
+        state = state_part(seen)
+        features = state if self.settings["cost_map"] is None else self.features(seen)
+        return self.planning.plan(state, features, params, u_init)
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], State | None]:
+        """Act, with the last plan as the start of the next where the policy has a warm start.
+
+        Args:
+            observation: (k,), or (B, k) from a vector environment.
+            state: what the last call returned; None at first.
+            episode_start: (B,) bool, where `state` belongs to an episode that has ended. All, if there is no state.
+            deterministic: the plan's own control; else a sample around it.
+
+        Returns:
+            The action (m,) or (B, m), and the state: the plans' controls (B, T, m), moved on by one step.
+
+        Raises:
+            ValueError: the state is of another batch or horizon.
+        """
+        actions, state, _ = self.act(observation, state, episode_start, deterministic)
+        return actions, state
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Observation,
+        state: State | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], State, Solution]:
+        """What `predict` returns, and the plans (B, ...) behind it, which tell how the solver fared."""
+        self.set_training_mode(False)
+        if isinstance(observation, dict) != isinstance(self.observation_space, spaces.Dict) or isinstance(observation, tuple):
+            raise ValueError(
+                f"observation: expected one of {self.observation_space}, got a {type(observation).__name__}. Gymnasium's reset "
+                "gives the observation and an info; only the first goes here."
+            )
+        seen, vectorised = self.obs_to_tensor(observation)
+        seen = {name: _single(part) for name, part in seen.items()} if isinstance(seen, dict) else _single(seen)
+        solution = self.plan(seen, u_init=self._start_controls(seen, state, episode_start))  # type: ignore[arg-type]
+        actions = self.planning.actions(solution)
+        if not deterministic:
+            actions = self.sample_around(actions, seen)
+        low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
+        clipped = np.clip(actions.cpu().numpy().astype(self.action_space.dtype), low, high)
+        ahead = torch.cat((solution.controls[:, 1:], torch.zeros_like(solution.controls[:, :1])), dim=1)
+        return clipped if vectorised else clipped[0], (ahead.cpu().numpy(),), solution
+
+    @property
+    def planner(self) -> ILQR:
+        """The planner, the actor's part of the policy."""
+        return self.planning.planner
+
+    @property
+    def problem(self) -> ControlProblem:
+        """What it solves; its parameters are the policy's."""
+        return self.planner.problem
+
+    @property
+    def health(self) -> SolverHealth:
+        """How its plans ended so far; `SolverHealthCallback` logs it."""
+        return self.planning.health
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """What rebuilds this policy, by name."""
+        return self._get_constructor_parameters()
+
+    def parameter_values(self) -> dict[str, Tensor]:
+        """The model's parameters as they stand, by name: "dynamics.mass", "stage_cost.goal", ..."""
+        return parameter_values(self.problem)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a checkpoint (safetensors, with its settings as JSON inside), whole or not at all.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is false.
+            ValueError: the task can't be found again by its id.
+        """
+        save_policy(self, path, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "auto") -> Self:
+        """Read a checkpoint of `save`. It holds numbers and settings only: nothing in it is ever executed.
+
+        Raises:
+            CheckpointError: a ValueError; the file isn't such a checkpoint, or of another version.
+        """
+        return load_policy(cls, path, device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How to pickle and copy: torch refuses to pickle the parametrised modules inside as they are."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        optimisers = {name: optimiser.state_dict() for name, optimiser in _optimisers(self).items()}
+        state = _State(self.state_dict(), optimisers, trained, self.training, self.device)
+        return _rebuild, (type(self), self._get_constructor_parameters(), state)
+
+    def _start_controls(self, seen: PyTorchObs, state: State | None, episode_start: NDArray[Any] | None) -> Tensor | None:
+        """Where each plan starts (B, T, m): from the last one, or at an episode's start from a guess."""
+        if not self.settings["warm_start"]:
+            return None
+        observed = state_part(seen)
+        shape = (observed.shape[0], self.problem.horizon, self.problem.control_size)
+        last, fresh = _last_plans(shape, state, episode_start)
+        controls = torch.as_tensor(last, dtype=torch.float64, device=observed.device)
+        begins = torch.as_tensor(fresh.nonzero()[0], device=observed.device)
+        if len(begins) == 0:
+            return controls
+        written = {} if self.planning.cost_map is None else self.planning.cost_map(self.features(seen)[begins])
+        x0 = self.task.observation_to_state(observed[begins])
+        return controls.index_put((begins,), best_of_swings(self.planner, x0, written))
+
+    def _make_planning(self, features: int) -> PlanningActor:
+        chosen = {name: value for name, value in self.settings.items() if name != "warm_start"}
+        return PlanningActor(self.task, ActorSettings(**chosen), features).to(self.device)
+
+    @property
+    def _state_size(self) -> int:
+        """k, of what the plans start from."""
+        (size,) = state_box(self.observation_space).shape
+        return size
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "task": self.task, **self.settings}
+
+
+class _State(NamedTuple):
+    """What a copy of a policy takes over beside its constructor's arguments."""
+
+    weights: dict[str, Any]
+    optimisers: dict[str, Any]
+    trained: set[str]
+    training: bool
+    device: torch.device
+
+
+def _rebuild(policy_class: type[PlanningPolicy], arguments: dict[str, Any], state: _State) -> PlanningPolicy:
+    policy = policy_class(**arguments).to(state.device)
+    policy.load_state_dict(state.weights)
+    for name, optimiser in _optimisers(policy).items():
+        optimiser.load_state_dict(state.optimisers[name])
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name in state.trained)
+    policy.set_training_mode(state.training)
+    return policy
+
+
+def _optimisers(policy: BasePolicy) -> dict[str, torch.optim.Optimizer]:
+    """Of the policy itself (PPO, A2C), or of its actor and its critic."""
+    found = {name: getattr(owner, "optimizer", None) for name, owner in {"": policy, **dict(policy.named_children())}.items()}
+    return {name: optimiser for name, optimiser in found.items() if isinstance(optimiser, torch.optim.Optimizer)}
+
+
+def _single(part: Tensor) -> Tensor:
+    """In the precision that Stable-Baselines3 trains with, so that `predict` sees what training sees."""
+    return part.to(torch.float32) if part.is_floating_point() else part
+
+
+def _last_plans(
+    shape: tuple[int, ...], state: State | None, episode_start: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The plans (B, T, m) in `predict`'s state, and for which (B,) of them an episode begins."""
+    fresh = np.full(shape[0], state is None) if episode_start is None else np.asarray(episode_start, dtype=bool)
+    if fresh.shape != shape[:1]:
+        raise ValueError(f"episode_start: expected the shape {shape[:1]}, got {fresh.shape}.")
+    if state is None:
+        return np.zeros(shape), np.ones(shape[0], dtype=bool)
+    if len(state) != 1 or np.shape(state[0]) != shape:
+        raise ValueError(
+            f"state: expected one array {shape}, as the last predict returned it, got {[np.shape(part) for part in state]}."
+        )
+    return state[0], fresh

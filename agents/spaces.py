@@ -1,0 +1,83 @@
+"""Which part of an observation a plan starts from, and whether spaces and model fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor
+
+from dilqr_rl.instance import bind
+from dilqr_rl.tasks import ControlTask
+
+__all__ = ["STATE", "check_spaces", "state_box", "state_part"]
+
+STATE = "state"  # of a Dict observation, what plans start from
+
+
+def state_part(observation: PyTorchObs) -> Tensor:
+    """What plans start from."""
+    return observation[STATE] if isinstance(observation, dict) else observation
+
+
+def state_box(observation_space: spaces.Space[Any]) -> Any:
+    """The space of what plans start from."""
+    return observation_space[STATE] if isinstance(observation_space, spaces.Dict) else observation_space
+
+
+def check_spaces(task: ControlTask, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuse spaces that don't fit a task's model, and a model that doesn't fit its own sizes.
+
+    Raises:
+        ValueError: the argument, what it should be, what it is, and what to do.
+    """
+    _check_observations(task, observation_space)
+    _check_actions(task, action_space)
+    _check_model(task)
+
+
+def _check_observations(task: ControlTask, observation_space: spaces.Space[Any]) -> None:
+    if isinstance(observation_space, spaces.Dict) and STATE not in observation_space.spaces:
+        raise ValueError(
+            f'observation_space: expected a part "{STATE}", from which plans start, got {list(observation_space.spaces)}. Add '
+            f"the state that {task.name}'s model is about, with an ObservationWrapper."
+        )
+    box = state_box(observation_space)
+    if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+        raise ValueError(
+            f"observation_space: expected a flat Box, which {task.name}'s model turns into states, got {box}. Pixels, and "
+            f'whatever else holds no state, go beside it: a Dict with the flat state as "{STATE}".'
+        )
+    state = task.observation_to_state(torch.zeros(1, *box.shape))
+    if state.shape != (1, task.state_size):
+        raise ValueError(
+            f"observation_space: observation_to_state of {task.name}'s model makes shape {tuple(state.shape)[1:]} of an "
+            f"observation {box.shape}, but its states have ({task.state_size},)."
+        )
+
+
+def _check_actions(task: ControlTask, action_space: spaces.Space[Any]) -> None:
+    if not isinstance(action_space, spaces.Box) or action_space.shape != (task.control_size,):
+        raise ValueError(
+            f"action_space: expected a Box of shape ({task.control_size},), as {task.name}'s model has, got {action_space}. "
+            "Plans are made of real numbers: discrete actions have none."
+        )
+    low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
+    if not (np.allclose(action_space.low, low) and np.allclose(action_space.high, high)):
+        raise ValueError(
+            f"action_space: expected actions from {low:g} to {high:g}, the bounds of {task.name}'s model, got {action_space}. "
+            "Set the task's u_min, u_max and control_per_action to the environment's, or wrap it with RescaleAction."
+        )
+
+
+def _check_model(task: ControlTask) -> None:
+    """Call the functions once, as the planner does."""
+    problem = task.problem()
+    x = torch.zeros(1, task.state_size, dtype=torch.float64)
+    u = torch.zeros(1, task.control_size, dtype=torch.float64)
+    with torch.no_grad():
+        first = bind(problem, x, None).at_first_step()
+        first.step(x, u, 0), first.stage_cost(x.unsqueeze(1), u.unsqueeze(1)), first.terminal_cost(x)
