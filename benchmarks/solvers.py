@@ -60,6 +60,16 @@ SOLVERS = {
     )
 }
 OURS = ("native", "torch")
+# mpc.pytorch beside Stable-Baselines3, for benchmarks/ppo.py.
+PPO_SOLVER = Solver(
+    "mpc.pytorch, PPO",
+    "mpc_pytorch_ppo",
+    "mpc_pytorch_sb3",
+    (
+        (_TORCH, "numpy<2", "setuptools", f"stable-baselines3=={version('stable-baselines3')}"),
+        ("--no-deps", "mpc==0.0.6"),
+    ),
+)
 
 UNROLLED = (50, 100, 200, 300)
 E2_SOLVERS = {

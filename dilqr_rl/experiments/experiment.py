@@ -20,8 +20,10 @@ EXPERIMENTS = {
     "e4": "dilqr_rl.experiments.e4",
     "e5": "dilqr_rl.experiments.e5",
     "e6": "dilqr_rl.experiments.e6",
+    "r1": "dilqr_rl.experiments.r1",
+    "r2": "dilqr_rl.experiments.r2",
 }
-VERDICTS = ("reproduced", "partly", "not reproduced", "new", "not measured")
+VERDICTS = ("reproduced", "partly", "not reproduced", "new", "not measured", "reached", "not reached")
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Claim:
 
     Attributes:
         claim: in a sentence.
-        published: the published figure, and whose it is; "-" if nobody has published one.
+        published: the published figure, and whose it is; "-" if nobody has published one; "wanted: ..." where it is our own aim.
         ours: the figure that came out.
-        verdict: one of VERDICTS; "new" where there is no published figure to compare with.
+        verdict: one of VERDICTS; "new" where there is no published figure to compare with, "reached" or not for an aim.
 
     Raises:
         ValueError: another verdict.
