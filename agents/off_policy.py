@@ -34,6 +34,10 @@ class _OffPolicy(PlanningPolicy):
         planner: PlanningActor = self.actor.mu
         return planner
 
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)  # type: ignore[misc]
+        self.actor.optimizer = self._make_optimiser(self.actor, lr_schedule)
+
     def features(self, observation: PyTorchObs) -> Tensor:
         """See `PlanningPolicy`."""
         return BasePolicy.extract_features(self.actor, observation, self.actor.features_extractor)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import Tensor
+from torch import Tensor, nn
 
 from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
@@ -24,6 +24,7 @@ from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import as_task, refuse_normalised, refuse_normalised_algorithm
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
+from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -59,6 +60,7 @@ class PlanningPolicy(BasePolicy):
         warm_start: let `predict` start each plan from the last one, which it carries in its `state`, and an episode's first
             plan from the best of several guessed swings; else from zero controls, as all else does, always.
         cost_map: a network that writes parameters of the cost from the observation, for each problem and step.
+        model_rate: how many times further the optimiser steps in the model's own numbers than in networks' weights.
         terminal_value: widths of the hidden layers of a network whose value is added at the end of each plan, so that a short
             horizon can act like a long one; "terminal" in `learn` trains it. None: no network.
         **kwargs: Stable-Baselines3's own arguments of the policy.
@@ -85,8 +87,11 @@ class PlanningPolicy(BasePolicy):
         warm_start: bool = False,
         cost_map: CostMap | None = None,
         terminal_value: Sequence[int] | None = None,
+        model_rate: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        if not model_rate > 0:
+            raise ValueError(f"model_rate: expected a number above 0, got {model_rate!r}.")
         self.task = as_task(task)
         refuse_normalised_algorithm()
         check_spaces(self.task, observation_space, action_space)
@@ -99,6 +104,7 @@ class PlanningPolicy(BasePolicy):
             "warm_start": warm_start,
             "cost_map": cost_map,
             "terminal_value": None if terminal_value is None else tuple(terminal_value),
+            "model_rate": model_rate,
         }
         by_space = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor
         super().__init__(observation_space, action_space, lr_schedule, **{"features_extractor_class": by_space, **kwargs})
@@ -274,8 +280,12 @@ class PlanningPolicy(BasePolicy):
         return controls.index_put((begins,), best_of_swings(self.planner, x0, written))
 
     def _make_planning(self, features: int) -> PlanningActor:
-        chosen = {name: value for name, value in self.settings.items() if name != "warm_start"}
+        chosen = {name: value for name, value in self.settings.items() if name not in ("warm_start", "model_rate")}
         return PlanningActor(self.task, ActorSettings(**chosen), features).to(self.device)
+
+    def _make_optimiser(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
+        rates = lr_schedule(1), self.settings["model_rate"]
+        return make_optimiser(self.optimizer_class, self.optimizer_kwargs, module, self.planning, *rates)
 
     @property
     def _state_size(self) -> int:

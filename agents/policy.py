@@ -94,7 +94,7 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
         self.mlp_extractor.planning = self._make_planning(self.features_dim - self._state_size)
         self.action_net = _MeanAction(self.action_space.shape[0])  # type: ignore[index]
         # Again, now that the planner's parameters are among them.
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self._make_optimiser(self, lr_schedule)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         mine = {

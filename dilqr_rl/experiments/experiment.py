@@ -32,7 +32,7 @@ class Claim:
 
     Attributes:
         claim: in a sentence.
-        published: the published figure, and whose it is; "-" if nobody has published one; "wanted: ..." where it is our own aim.
+        published: the published figure, and whose it is; "-" if nobody has published one, "wanted: ..." for an aim.
         ours: the figure that came out.
         verdict: one of VERDICTS; "new" where there is no published figure to compare with, "reached" or not for an aim.
 
