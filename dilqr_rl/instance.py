@@ -158,20 +158,26 @@ def _shapes(points: tuple[Tensor, ...]) -> str:
     return "arguments " + ", ".join(str(tuple(point.shape)) for point in points)
 
 
-def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | None) -> Instance:
+def bind(
+    problem: ControlProblem,
+    x0: Tensor,
+    params: Mapping[str, Tensor] | None,
+    named: Mapping[str, Tensor] | None = None,
+) -> Instance:
     """Put `params`, and else the problem's own tensors, into an `Instance` on x0's device.
 
     Args:
         problem: the problem.
         x0: (B, n), for its batch size and device.
         params: replacements by qualified name, each with its tensor's own shape, or with (B,) or (B, T) in front.
+        named: the problem's own tensors by name, where they are known already.
 
     Raises:
         ValueError: an unknown name, or another shape. The numbers are for `check_values` to look at.
     """
     if params is not None and not isinstance(params, Mapping):
         raise ValueError(f"params: expected a mapping from names to tensors, got {type(params).__name__}.")
-    named = _named_tensors(problem)
+    named = named_tensors(problem) if named is None else named
     replaced = _checked_params(problem, named, x0.shape[0], params or {})
     positions: dict[int, int] = {}
     values: list[Tensor] = []
@@ -190,10 +196,11 @@ def bind(problem: ControlProblem, x0: Tensor, params: Mapping[str, Tensor] | Non
 
 def own_tensors(problem: ControlProblem) -> list[Tensor]:
     """The problem's parameters and buffers, each once, in the order of an instance's values."""
-    return list({id(tensor): tensor for tensor in _named_tensors(problem).values()}.values())
+    return list({id(tensor): tensor for tensor in named_tensors(problem).values()}.values())
 
 
-def _named_tensors(problem: ControlProblem) -> dict[str, Tensor]:
+def named_tensors(problem: ControlProblem) -> dict[str, Tensor]:
+    """The problem's parameters and buffers by all of their names."""
     return {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers(remove_duplicate=False))}
 
 

@@ -13,7 +13,7 @@ from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.ilqr import Decision, Iterate, solve
 from dilqr_rl.instance import Instance, bind, check_values
-from dilqr_rl.native.program import Program, find_program
+from dilqr_rl.native.program import Program, Structure, find_program, structure_of
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution, Status
@@ -81,18 +81,25 @@ class ILQR(nn.Module):
                 gradient without being the problem's.
         """
         batch = self._start_states(x0)
-        instance = bind(self.problem, batch, params)
+        structure = structure_of(self.problem) if self._may_be_native else None
+        instance = bind(self.problem, batch, params, None if structure is None else structure.tensors)
         start = self._start_controls(u_init, batch)
-        solution = self._plan(instance, batch.to(torch.float64), start).cast(x0.dtype)
+        solution = self._plan(instance, structure, batch.to(torch.float64), start).cast(x0.dtype)
         return solution if x0.ndim == 2 else solution.squeeze()
 
     def extra_repr(self) -> str:
         """The settings, for `print(planner)`."""
         return f"gradient={self.gradient!r}, {self.options}"
 
-    def _plan(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Solution:
+    @property
+    def _may_be_native(self) -> bool:
+        return self.options.backend != "torch" and self.gradient != "unroll"
+
+    def _plan(self, instance: Instance, structure: Structure | None, x0: Tensor, u_init: Tensor) -> Solution:
         differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in (x0, u_init, *instance.values))
-        program = self._program(instance, x0, u_init)
+        program = None
+        if structure is not None:
+            program = find_program(instance, structure, x0, u_init, required=self.options.backend == "native")
         if program is None:
             check_values(instance)
         if torch.is_grad_enabled():
@@ -120,12 +127,6 @@ class ILQR(nn.Module):
             return replace(_solution(solved), states=x, controls=u, cost=cost)
         x, u = replay(solved, decisions, x0, u_init)
         return replace(_solution(solved), states=x, controls=u, cost=_cost(solved, x, u, passes))
-
-    def _program(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Program | None:
-        """Native code for the instance; None where the PyTorch path is asked for, or is the only one."""
-        if self.options.backend == "torch" or self.gradient == "unroll":
-            return None
-        return find_program(instance, x0, u_init, required=self.options.backend == "native")
 
     def _start_states(self, x0: Tensor) -> Tensor:
         n = self.problem.state_size

@@ -51,26 +51,26 @@ _EXPLORES = {"use_sde": True, "sde_sample_freq": 4}
 _PPO = {**_EXPLORES, "n_epochs": 10}
 _SETTINGS: dict[tuple[str, str], PPOSettings] = {
     ("pendulum", "MPCPolicy"): PPOSettings(
-        8, 6_144, 256,
+        8, 4_096, 256,
         {**_PPO, "n_steps": 32, "batch_size": 64, "gamma": 0.95, "learning_rate": 3e-2},
         {"learn": ("physics", "goal"), "log_std_init": 0.3},
     ),
     # As tuned for this environment in the collection that belongs to Stable-Baselines3.
     ("pendulum", "MlpPolicy"): PPOSettings(
-        4, 102_400, 4_096,
+        4, 40_960, 4_096,
         {**_PPO, "n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "ent_coef": 0.0, "learning_rate": 1e-3},
         {},
         normalise_reward=False,
     ),
     ("cartpole", "MPCPolicy"): PPOSettings(
-        8, 40_960, 2_048,
+        8, 24_576, 2_048,
         {**_PPO, "n_steps": 256, "batch_size": 256, "gamma": 0.98, "ent_coef": 3e-3, "learning_rate": 2e-2},
         {"learn": ("physics", "goal"), "log_std_init": -1.0},
         decays=True,
     ),
     # Tuned by us for our pendulum (examples/ppo_pendulum.py); nobody has published settings for this environment.
     ("cartpole", "MlpPolicy"): PPOSettings(
-        32, 131_072, 8_192,
+        32, 81_920, 8_192,
         {**_PPO, "n_steps": 64, "batch_size": 256, "gamma": 0.98, "learning_rate": 3e-3},
         {},
         decays=True,

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dilqr_rl.fixed_point import LossGradient
-from dilqr_rl.instance import SHARED, Instance, check_values, own_tensors
+from dilqr_rl.instance import SHARED, Instance, check_values, named_tensors, own_tensors
 from dilqr_rl.native import build
 from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
 from dilqr_rl.native.comparison import compare
 from dilqr_rl.native.model import Functions, Model, write_model
 from dilqr_rl.native.threads import GROUP, in_groups
-from dilqr_rl.native.tracing import UntraceableError, fingerprint
+from dilqr_rl.native.tracing import UntraceableError, Watch, watched_fingerprint
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution
@@ -33,8 +33,27 @@ _log = logging.getLogger("dilqr_rl")
 _reported: set[tuple[str, str]] = set()
 
 
+@dataclass
+class Structure:
+    """What a problem is made of, for as long as the watch holds.
+
+    Attributes:
+        fingerprint: of its functions.
+        watch: tells whether the problem is still the same.
+        tensors: its parameters and buffers by name.
+        latest: the slots of the last instance, and the program, or why there is none.
+    """
+
+    fingerprint: Hashable
+    watch: Watch
+    tensors: dict[str, Tensor]
+    latest: tuple[Any, Program | str] | None = None
+
+
 class _Programs(dict[Hashable, "Program | str"]):
     """The programs of one problem, by fingerprint; they are not copied or pickled with it."""
+
+    structure: Structure | None = None
 
     def __deepcopy__(self, memo: Any) -> _Programs:
         return _Programs()
@@ -43,11 +62,20 @@ class _Programs(dict[Hashable, "Program | str"]):
         return _Programs, ()
 
 
-def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool) -> Program | None:
+def structure_of(problem: ControlProblem) -> Structure:
+    """What a problem is made of now."""
+    known: _Programs = vars(problem).setdefault("_native_programs", _Programs())
+    if known.structure is None or not known.structure.watch.holds():
+        known.structure = Structure(*watched_fingerprint(problem), named_tensors(problem))
+    return known.structure
+
+
+def find_program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tensor, required: bool) -> Program | None:
     """The native code for an instance, made if there is none yet.
 
     Args:
         instance: the problems.
+        structure: of their functions, as it is now.
         x0: start states (B, n) in float64, at which new code is compared with the functions.
         u_init: controls (B, T, m).
         required: raise where there is none.
@@ -56,13 +84,9 @@ def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool)
         ValueError: there is none, and it is required; the message says why.
     """
     if x0.device.type == "cpu":
-        known: _Programs = vars(instance.problem).setdefault("_native_programs", _Programs())
-        key = (fingerprint(instance.problem), tuple(instance.slots.items()))
-        if key not in known:
-            while len(known) >= _MOST_PER_PROBLEM:
-                del known[next(iter(known))]
-            known[key] = _make_program(instance, x0, u_init)
-        found = known[key]
+        if structure.latest is None or structure.latest[0] != instance.slots:
+            structure.latest = (instance.slots, _program(instance, structure, x0, u_init))
+        found = structure.latest[1]
         if isinstance(found, Program) and found.fits(instance):
             return found
         reason = found if isinstance(found, str) else "an integer tensor was replaced through params"
@@ -75,6 +99,17 @@ def find_program(instance: Instance, x0: Tensor, u_init: Tensor, required: bool)
         _reported.add((label, reason))
         _log.warning("solving %s with PyTorch, which is slower than native code: %s", label, reason)
     return None
+
+
+def _program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tensor) -> Program | str:
+    """The program, or why there is none, kept with the problem."""
+    known: _Programs = vars(instance.problem)["_native_programs"]
+    key = (structure.fingerprint, tuple(instance.slots.items()))
+    if key not in known:
+        while len(known) >= _MOST_PER_PROBLEM:
+            del known[next(iter(known))]
+        known[key] = _make_program(instance, x0, u_init)
+    return known[key]
 
 
 def _make_program(instance: Instance, x0: Tensor, u_init: Tensor) -> Program | str:

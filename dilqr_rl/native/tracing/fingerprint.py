@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dilqr_rl.native.tracing.watch import Watch
+
 _PLAIN = (int, str, bytes, complex, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(vars(nn.Module()))  # attributes of every module
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -62,6 +64,11 @@ _reached: WeakKeyDictionary[Any, Names] = WeakKeyDictionary()  # the names in th
 
 def fingerprint(function: Any) -> Hashable:
     """Of a module or a function: equal for two moments if nothing that generated code has built in has changed."""
+    return watched_fingerprint(function)[0]
+
+
+def watched_fingerprint(function: Any) -> tuple[Hashable, Watch]:
+    """The fingerprint, and a watch that tells whether it still is."""
     while True:
         names = _reached.get(function, _START)
         walk = _Walk(names)
@@ -70,8 +77,15 @@ def fingerprint(function: Any) -> Hashable:
         else:
             result = walk.freeze(function, 0)
         if walk.met <= names:
-            return (result, tuple(os.environ.items())) if names & _ENVIRONMENT else result
+            if not names & _ENVIRONMENT:
+                return result, walk.watch
+            walk.watch.again(_environment)
+            return (result, _environment()), walk.watch
         _reached[function] = names | walk.met
+
+
+def _environment() -> Hashable:
+    return tuple(os.environ.items())
 
 
 class _Walk:
@@ -82,10 +96,12 @@ class _Walk:
 
     Attributes:
         met: names in the code on the way that were not among them.
+        watch: what was looked at.
     """
 
     def __init__(self, names: Names) -> None:
         self.met: set[str] = set()
+        self.watch = Watch()
         self._names, self._everything, self._seen = names, bool(names & _DYNAMIC), set[int]()
 
     def module(self, module: nn.Module, depth: int, owned: bool) -> Hashable:
@@ -94,13 +110,14 @@ class _Walk:
             return None if owned else _Same(module)
         self._seen.add(id(module))
         own, kind = vars(module), type(module)
+        self._watch_module(module)
         parts: list[Hashable] = [_Same(kind), module.training]
         parts += [tuple(map(_Same, own[name].values())) for name in _HOOKS if own[name]]
         parts.append(self._class(kind, depth))
         whole = "forward" in own or any(_is_library(base) and base.__module__ not in _BASES for base in kind.__mro__)
         parts += [(n, self.freeze(v, depth + 1)) for n, v in own.items() if n not in _INTERNAL and (whole or self._follows(n))]
         for tensors in (own["_parameters"], own["_buffers"]):
-            parts += [(name, _tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
+            parts += [(name, self._tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
         parts += [(name, child and self.module(child, depth, owned)) for name, child in own["_modules"].items()]
         return tuple(parts)
 
@@ -114,18 +131,25 @@ class _Walk:
         if kind in _PLAIN:
             return value
         if isinstance(value, Tensor):
-            return (_tensor(value, owned=False), value._version if self._names & _TAKES_NUMBERS else None)
+            if self._names & _TAKES_NUMBERS:
+                self.watch.version(value)
+            return (self._tensor(value, owned=False), value._version if self._names & _TAKES_NUMBERS else None)
         if depth > _DEEPEST or id(value) in self._seen:
             return _Same(value)
         if isinstance(value, tuple | list | deque | set | frozenset | Mapping | ModuleType):
             self._seen.add(id(value))
         if isinstance(value, tuple | list | deque):
+            self.watch.items(value)
             return (kind, *(self.freeze(part, depth + 1) for part in value))
         if isinstance(value, set | frozenset):
+            self.watch.again(lambda: frozenset(value))
             return frozenset(self.freeze(part, depth + 1) for part in value)
         if isinstance(value, Mapping):
+            self.watch.mapping(value)
             return tuple((self.freeze(k, depth + 1), self.freeze(v, depth + 1)) for k, v in value.items())
         if isinstance(value, np.ndarray):
+            if value.nbytes <= _LARGEST_ARRAY:
+                self.watch.again(value.tobytes)
             return (_Same(value), value.tobytes() if value.nbytes <= _LARGEST_ARRAY else None)
         return self._freeze_code(value, depth + 1)
 
@@ -141,20 +165,28 @@ class _Walk:
             return tuple(self.freeze(part, depth) for part in (value.func, value.args, value.keywords))
         if isinstance(value, ModuleType):
             parts = {} if _is_foreign(_root(value.__name__)) else vars(value)
+            for name in self._names:
+                self.watch.entry(parts, name)
             return (_Same(value), tuple((n, self.freeze(parts[n], depth)) for n in sorted(self._names) if n in parts))
         self._seen.add(id(value))
         if isinstance(value, type):
             return (_Same(value), self._class(value, depth))
         kind = type(value)
+        self.watch.kind(value)
         slots = {} if _is_library(kind) else {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
         attributes = getattr(value, "__dict__", {}) if not _is_library(kind) or kind in _NAMESPACES else {}
         own = {**slots, **attributes} if isinstance(attributes, dict) else slots
+        if slots:
+            self.watch.again(lambda: tuple((name, _Same(getattr(value, name, None))) for name in slots))
+        if own is not slots:
+            self.watch.mapping(attributes)
         held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if self._follows(name))
         return (_Same(value), self._class(kind, depth), held)
 
     def _class(self, kind: type, depth: int) -> Hashable:
         """The members of a class that the names lead to."""
         part = _class_part(kind, self._names, self._everything)
+        self._watch_class(part)
         if not part.functions and not part.values:
             return None
         functions = [self._function(function, depth + 1) for function in part.functions]
@@ -166,6 +198,9 @@ class _Walk:
         self._seen.add(id(function))
         code, known = function.__code__, function.__globals__
         names = _names_in(code)
+        self.watch.again(lambda: _parts_of(function))
+        for name in names:
+            self.watch.entry(known, name)
         if not names <= self._names:
             self.met |= names
         parts: list[Hashable] = [_Same(code)]
@@ -181,11 +216,43 @@ class _Walk:
     def _follows(self, name: str) -> bool:
         return self._everything or name in self._names
 
+    def _tensor(self, tensor: Tensor, owned: bool) -> Hashable:
+        if not tensor.is_floating_point():
+            self.watch.version(tensor)
+            return (_Same(tensor), tensor._version)
+        self.watch.shape(tensor)
+        return tuple(tensor.shape) if owned else (_Same(tensor), tuple(tensor.shape))
 
-def _tensor(tensor: Tensor, owned: bool) -> Hashable:
-    if not tensor.is_floating_point():
-        return (_Same(tensor), tensor._version)
-    return tuple(tensor.shape) if owned else (_Same(tensor), tuple(tensor.shape))
+    def _watch_module(self, module: nn.Module) -> None:
+        own = vars(module)
+        self.watch.kind(module)
+        self.watch.mapping(own)
+        for name in (*_HOOKS, "_parameters", "_buffers", "_modules"):
+            self.watch.mapping(own[name])
+
+    def _watch_class(self, part: _ClassPart) -> None:
+        for base, _ in part.sizes:
+            self.watch.keys(base.__dict__)
+        for base, name, _ in part.members:
+            self.watch.entry(base.__dict__, name)
+
+
+def _parts_of(function: FunctionType) -> Hashable:
+    """What a function can be given anew: its code, defaults and the contents of its closure."""
+    held = (
+        function.__code__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        *(_content(c) for c in function.__closure__ or ()),
+    )
+    return tuple(map(_Same, held))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
 
 
 @dataclass(frozen=True)
