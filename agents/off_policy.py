@@ -15,10 +15,11 @@ from stable_baselines3.td3.policies import Actor as TD3Actor
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from dilqr_rl.agents.actor import PlanningActor
+from dilqr_rl.agents.actor import ActorSettings, PlanningActor
 from dilqr_rl.agents.networks import Layers, critic_layers
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import state_part
+from dilqr_rl.tasks import ControlTask
 
 __all__ = ["MPCSACPolicy", "MPCTD3Policy"]
 
@@ -76,13 +77,20 @@ class MPCTD3Policy(_OffPolicy, TD3Policy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
         """A planner, and no layers."""
-        actor = _TD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
-        actor.mu = self._make_planning(actor.features_dim)  # type: ignore[assignment]
-        return actor.to(self.device)
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return _TD3Actor(task=self.task, settings=self.actor_settings(), **kwargs).to(self.device)
 
 
 class _TD3Actor(TD3Actor):
     """Observations -> planned actions in [-1, 1]."""
+
+    def __init__(self, *args: Any, task: ControlTask, settings: ActorSettings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task, self.settings = task, settings
+        self.mu = PlanningActor(task, settings, self.features_dim)  # type: ignore[assignment]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "task": self.task, "settings": self.settings}
 
     def forward(self, obs: PyTorchObs) -> Tensor:
         return _planned(self, obs, self.extract_features(obs, self.features_extractor))
@@ -140,13 +148,9 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
         """A planner, and layers for the standard deviation alone."""
-        actor = _SACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
-        actor.mu = self._make_planning(actor.features_dim)
-        actor.largest = 1 - self.squash_margin
-        if isinstance(actor.log_std, nn.Linear):
-            nn.init.zeros_(actor.log_std.weight)
-            nn.init.constant_(actor.log_std.bias, actor.log_std_init)
-        return actor.to(self.device)
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        mine = {"task": self.task, "settings": self.actor_settings(), "squash_margin": self.squash_margin}
+        return _SACActor(**mine, **kwargs).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         mine = {
@@ -160,12 +164,24 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
 class _SACActor(SACActor):
     """Observations -> a distribution around planned actions in [-1, 1]."""
 
-    largest: float
     log_std: Any  # numbers with use_sde, else a layer
+
+    def __init__(self, *args: Any, task: ControlTask, settings: ActorSettings, squash_margin: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task, self.settings, self.squash_margin = task, settings, squash_margin
+        self.mu = PlanningActor(task, settings, self.features_dim)
+        if isinstance(self.log_std, nn.Linear):
+            nn.init.zeros_(self.log_std.weight)
+            nn.init.constant_(self.log_std.bias, self.log_std_init)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        mine = {"task": self.task, "settings": self.settings, "squash_margin": self.squash_margin}
+        return {**super()._get_constructor_parameters(), **mine}
 
     def around(self, planned: Tensor, features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Mean, before the squashing, and what else the distribution takes; see `Actor.get_action_dist_params`."""
-        mean = planned.clamp(-self.largest, self.largest).atanh()
+        largest = 1 - self.squash_margin
+        mean = planned.clamp(-largest, largest).atanh()
         latent = self.latent_pi(features)
         if self.use_sde:
             return mean, self.log_std, {"latent_sde": latent}

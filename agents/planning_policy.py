@@ -229,6 +229,10 @@ class PlanningPolicy(BasePolicy):
         """What rebuilds this policy, by name."""
         return self._get_constructor_parameters()
 
+    def actor_settings(self) -> ActorSettings:
+        """What the actor plans with."""
+        return ActorSettings(**{name: value for name, value in self.settings.items() if name != "warm_start"})
+
     def parameter_values(self) -> dict[str, Tensor]:
         """The model's parameters as they stand, by name: "dynamics.mass", "stage_cost.goal", ..."""
         return parameter_values(self.problem)
@@ -272,10 +276,6 @@ class PlanningPolicy(BasePolicy):
         written = {} if self.planning.cost_map is None else self.planning.cost_map(self.features(seen)[begins])
         x0 = self.task.observation_to_state(observed[begins])
         return controls.index_put((begins,), best_of_swings(self.planner, x0, written))
-
-    def _make_planning(self, features: int) -> PlanningActor:
-        chosen = {name: value for name, value in self.settings.items() if name != "warm_start"}
-        return PlanningActor(self.task, ActorSettings(**chosen), features).to(self.device)
 
     @property
     def _state_size(self) -> int:
