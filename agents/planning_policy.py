@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,13 @@ from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
 from dilqr_rl.agents.cold_start import best_of_swings
 from dilqr_rl.agents.cost_map import CostMap
-from dilqr_rl.agents.environments import as_task, refuse_normalised, refuse_normalised_algorithm
+from dilqr_rl.agents.environments import (
+    as_task,
+    calling_algorithm,
+    refuse_normalised,
+    refuse_normalised_algorithm,
+    refuse_normalised_batch,
+)
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
@@ -88,7 +95,10 @@ class PlanningPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         self.task = as_task(task)
-        refuse_normalised_algorithm()
+        algorithm = calling_algorithm()
+        if algorithm is not None:
+            refuse_normalised_algorithm(algorithm)
+        self._algorithm = None if algorithm is None else weakref.ref(algorithm)
         check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": horizon,
@@ -224,6 +234,17 @@ class PlanningPolicy(BasePolicy):
     def health(self) -> SolverHealth:
         """How its plans ended so far; `SolverHealthCallback` logs it."""
         return self.planning.health
+
+    def set_training_mode(self, mode: bool) -> None:
+        """As `BasePolicy`. Every rollout begins so, hence also one in an environment that the algorithm was given meanwhile.
+
+        Raises:
+            ValueError: a VecNormalize normalises its states.
+        """
+        algorithm = None if self._algorithm is None else self._algorithm()
+        if algorithm is not None:
+            refuse_normalised_batch(algorithm)
+        super().set_training_mode(mode)
 
     def constructor_arguments(self) -> dict[str, Any]:
         """What rebuilds this policy, by name."""
