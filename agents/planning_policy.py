@@ -99,6 +99,10 @@ class PlanningPolicy(BasePolicy):
         if algorithm is not None:
             refuse_normalised_algorithm(algorithm)
         self._algorithm = None if algorithm is None else weakref.ref(algorithm)
+        if not isinstance(cost_map, CostMap | None):
+            raise ValueError(f"cost_map: expected a dilqr_rl.agents.CostMap or None, got {cost_map!r}.")
+        if isinstance(terminal_value, str) or not isinstance(terminal_value, Sequence | None):
+            raise ValueError(f"terminal_value: expected widths of layers, such as (32, 32), or None, got {terminal_value!r}.")
         check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": horizon,
