@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -108,14 +109,14 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         observation_space: see `PlanningPolicy`, as all that isn't here.
         action_space: a Box.
         lr_schedule: learning rate, from Stable-Baselines3.
-        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256] by
-            default.
+        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256]
+            where it doesn't say.
         log_std_init: logarithm of the first standard deviation, before the squashing.
         squash_margin: see above, between 0 and 1.
         **kwargs: of `PlanningPolicy`, and Stable-Baselines3's own of `SACPolicy`.
 
     Raises:
-        ValueError: as `PlanningPolicy`; a margin out of its range.
+        ValueError: as `PlanningPolicy`; layers of something else, or a margin out of its range.
     """
 
     checkpoint_format: ClassVar[str] = "dilqr_rl MPCSACPolicy"
@@ -131,10 +132,10 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         squash_margin: float = 0.02,
         **kwargs: Any,
     ) -> None:
-        if not 0 < squash_margin < 1:
+        if not isinstance(squash_margin, int | float) or not 0 < squash_margin < 1:
             raise ValueError(f"squash_margin: expected a number between 0 and 1, got {squash_margin!r}.")
         self.squash_margin = squash_margin
-        arch = {"pi": [64, 64], "qf": [256, 256]} if net_arch is None else net_arch
+        arch = _sac_layers(net_arch)
         super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, log_std_init=log_std_init, **kwargs)
 
     @torch.no_grad()
@@ -159,6 +160,16 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
             "share_features_extractor": self.share_features_extractor,
         }
         return {**super()._get_constructor_parameters(), **mine}
+
+
+def _sac_layers(net_arch: Layers) -> Any:
+    default: dict[str, Sequence[int]] = {"pi": [64, 64], "qf": [256, 256]}
+    if net_arch is None or isinstance(net_arch, Mapping):
+        wrong = set(net_arch or ()) - set(default)
+        if wrong:
+            raise ValueError(f'net_arch: expected widths of layers, a list or {{"pi": [...], "qf": [...]}}, got {net_arch!r}.')
+        return {**default, **(net_arch or {})}
+    return net_arch
 
 
 class _SACActor(SACActor):
