@@ -21,7 +21,7 @@ from dilqr_rl.agents.environments import make_env
 ENV = "Pendulum-v1"
 HORIZON = 4
 EPISODE = 6
-STEPS = 12  # in which every algorithm updates its policy
+STEPS = 16  # in which every algorithm updates its policy
 POLICIES: dict[type[BaseAlgorithm], type[PlanningPolicy]] = {
     PPO: MPCPolicy,
     A2C: MPCPolicy,
@@ -87,7 +87,7 @@ def policy(kind: type[PlanningPolicy] = MPCPolicy, **changes: Any) -> Any:
 
 
 def observed(count: int, seed: int = 0, spread: float = 0.04) -> NDArray[np.float32]:
-    """Observations (count, 3); near upright by default."""
+    """Observations (count, 3) near upright; with a spread of 0.3 some of the best torques are on their bounds."""
     angle, rate = np.random.default_rng(seed).uniform(-spread, spread, (2, count))
     return np.stack((np.cos(angle), np.sin(angle), rate), axis=-1).astype(np.float32)
 

@@ -176,7 +176,7 @@ def test_p2_a2c_finds_the_log_probabilities_that_its_rollout_stored(variant: str
 @given(order=st.permutations(range(5)))
 @settings(max_examples=5)
 def test_p3_permuting_a_batch_permutes_what_is_evaluated(order: list[int]) -> None:
-    one, seen = EVALUATED, torch.as_tensor(observed(5, spread=1.0))
+    one, seen = EVALUATED, torch.as_tensor(observed(5, spread=0.3))
     with torch.no_grad():
         actions, values, log_prob = one(seen)
         evaluated, again, entropy = one.evaluate_actions(seen, actions)
@@ -190,7 +190,7 @@ def test_p3_permuting_a_batch_permutes_what_is_evaluated(order: list[int]) -> No
 @given(at=st.integers(1, 4))
 @settings(max_examples=4)
 def test_p3_splitting_a_batch_splits_what_is_evaluated(at: int) -> None:
-    one, seen = EVALUATED, torch.as_tensor(observed(5, spread=1.0))
+    one, seen = EVALUATED, torch.as_tensor(observed(5, spread=0.3))
     with torch.no_grad():
         actions, values, log_prob = one(seen)
         parts = [one.evaluate_actions(seen[half], actions[half])[:2] for half in (slice(0, at), slice(at, 5))]
@@ -200,7 +200,7 @@ def test_p3_splitting_a_batch_splits_what_is_evaluated(at: int) -> None:
 
 @each_kind
 def test_p3_a_batch_of_means_is_a_loop_over_its_members(kind: type[PlanningPolicy]) -> None:
-    one, seen = policy(kind, cost_map=SMALL_MAP), observed(5, spread=1.0)
+    one, seen = policy(kind, cost_map=SMALL_MAP), observed(5, spread=0.3)
     shake(one)
     whole = means(one, seen)
     singly = torch.cat([means(one, seen[i : i + 1]) for i in range(5)])
@@ -289,7 +289,7 @@ def test_p5_a_plan_starts_from_the_raw_state_beside_normalised_observations(algo
     envs = normalised(state_beside, norm_obs_keys=["obs"])
     one = model(algorithm, envs)
     one.learn(STEPS)
-    seen = both(observed(5, spread=1.0))
+    seen = both(observed(5, spread=0.3))
     told = envs.normalize_obs(seen)
     assert not np.allclose(told["obs"], seen["obs"])
     learnt = {name: one.policy.parameter_values()[f"dynamics.{name}"].item() for name in ("mass", "length", "gravity")}
@@ -322,7 +322,7 @@ def test_p6_every_argument_and_every_bit_comes_back(algorithm: type[Any], tmp_pa
 
 @pytest.mark.slow
 def test_p6_a_fresh_process_loads_the_same(tmp_path: Path) -> None:
-    saved, seen = {}, observed(4, spread=1.0)
+    saved, seen = {}, observed(4, spread=0.3)
     np.save(tmp_path / "seen.npy", seen)
     for algorithm in (PPO, SAC, TD3):
         one = saved[algorithm.__name__] = model(algorithm, policy_kwargs={**OWN, **OWN_BY_KIND[POLICIES[algorithm]]})
@@ -356,7 +356,7 @@ def test_p6_safetensors_keep_every_argument_and_every_bit(kind: type[PlanningPol
     assert {name: arguments[name] for name in given} == given
     assert described(loaded) == described(saved)
     assert_same(tensors(loaded), tensors(saved))
-    np.testing.assert_array_equal(*(one.predict(observed(3, spread=1.0))[0] for one in (loaded, saved)))
+    np.testing.assert_array_equal(*(one.predict(observed(3, spread=0.3))[0] for one in (loaded, saved)))
 
 
 # P7: the traps.
