@@ -98,10 +98,10 @@ def both(states: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
 
 
 def shake(module: torch.nn.Module, size: float = 0.01) -> None:
-    """Move every parameter a little, so that what is lost on the way somewhere is missed."""
+    """Move all that is trained a little, so that what is lost on the way somewhere is missed."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in filter(lambda one: one.requires_grad, module.parameters()):
             parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
 
 
