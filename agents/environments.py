@@ -85,7 +85,7 @@ def refuse_normalised_batch(algorithm: BaseAlgorithm) -> None:
     if normalised is None or not normalised.norm_obs:
         return
     several = isinstance(normalised.observation_space, spaces.Dict)
-    if not several or STATE in normalised.norm_obs_keys:
+    if not several or STATE in (normalised.norm_obs_keys or ()):
         raise ValueError(
             "env: expected states as they are, got them normalised by a VecNormalize. A plan needs the state itself: make it "
             f'with norm_obs=False (rewards are still normalised); or with Dict observations, the raw state as "{STATE}", and '

@@ -150,8 +150,8 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
         """A planner, and layers for the standard deviation alone."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        mine = {"task": self.task, "settings": self.actor_settings(), "squash_margin": self.squash_margin}
-        return _SACActor(**mine, **kwargs).to(self.device)
+        actor = _SACActor(task=self.task, settings=self.actor_settings(), squash_margin=self.squash_margin, **kwargs)
+        return actor.to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         mine = {

@@ -24,7 +24,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_data import (
     ENV,
-    EPISODE,
     HORIZON,
     POLICIES,
     STEPS,
@@ -519,21 +518,22 @@ def test_p10_health_and_physics_are_logged(algorithm: type[Any], tmp_path: Path)
 
 
 class Repair(BaseCallback):
-    """From the sixth step on, every plan converges."""
+    """From the fourth step on, every plan converges."""
 
     def _on_step(self) -> bool:
-        if self.n_calls == EPISODE - 1:
-            self.model.policy.planner.options = policy().planner.options
+        if self.n_calls == 3:
+            self.model.policy.planner.options = ILQROptions(tolerance=1e-10)
         return True
 
 
 @each_algorithm
 def test_p10_plans_that_do_not_converge_are_seen(algorithm: type[Any], tmp_path: Path) -> None:
-    """All but one of the plans between two lines of the log are cut off."""
-    one = model(algorithm, batch(1), policy_kwargs={"options": ILQROptions(max_iterations=1, tolerance=1e-12)})
+    """The first plans are cut off, those just before the log's first line aren't."""
+    starts = {"learning_starts": 1} if algorithm in (SAC, TD3) else {}
+    one = model(algorithm, batch(1), policy_kwargs={"options": ILQROptions(max_iterations=1, tolerance=1e-12)}, **starts)
     rows = [row for row in logged(one, tmp_path, callback=[SolverHealthCallback(), Repair()]) if row["mpc/converged"]]
     assert float(rows[0]["mpc/converged"]) < 0.9
-    assert float(rows[0]["mpc/residual"]) > 1e-12
+    assert float(rows[0]["mpc/residual"]) > 1e-10
 
 
 def test_p10_a_policy_that_does_not_plan_is_refused() -> None:
