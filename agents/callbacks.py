@@ -13,13 +13,13 @@ __all__ = ["SolverHealthCallback"]
 
 
 class SolverHealthCallback(BaseCallback):
-    """Logs how the solver fares, and what is being learnt, whenever a rollout ends.
+    """Tells the logger how the solver fares, and what is being learnt, whenever a rollout ends.
 
         PPO(MPCPolicy, env, policy_kwargs={"task": "Pendulum-v1"}).learn(10_000, callback=SolverHealthCallback())
 
-    The logger gets "mpc/converged", the share of plans that converged since the last time, "mpc/iterations", their mean
-    number, "mpc/residual", the largest (see `Solution`), and under "mpc/dynamics.mass" and the like the physics that
-    are being learnt.
+    The logger gets "mpc/converged", the share of plans that converged, "mpc/iterations", their mean number, "mpc/residual",
+    the largest (see `Solution`), each since it last wrote, and under "mpc/dynamics.mass" and the like the physics that are
+    being learnt. Off policy, where it writes once in some episodes, the first two are the means of many small rollouts.
     """
 
     def _init_callback(self) -> None:
@@ -34,7 +34,10 @@ class SolverHealthCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         policy: Any = self.model.policy
         for name, value in policy.health.summary().items():
-            self.logger.record(f"mpc/{name}", value)
+            if name == "residual":
+                self.logger.record("mpc/residual", max(value, self.logger.name_to_value.get("mpc/residual", 0.0)))
+            else:
+                self.logger.record_mean(f"mpc/{name}", value)
         policy.health.clear()
         for name, value in learnt_physics(policy.problem).items():
             self.logger.record(f"mpc/dynamics.{name}", value)

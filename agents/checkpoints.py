@@ -13,6 +13,7 @@ import torch
 from gymnasium.spaces import Space
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import get_device
 
 from dilqr_rl.agents.cost_map import CostMap
@@ -36,6 +37,10 @@ __all__ = [
 ]
 
 _VERSION = "1"
+# Of a policy's classes, those that a checkpoint keeps by name; A2C brings the first with it.
+_OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
+    kind.__name__: kind for kind in (RMSpropTFLike, torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+}
 
 Policy = TypeVar("Policy", bound="PlanningPolicy")
 
@@ -50,7 +55,10 @@ def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) ->
     _check_rebuilt(policy)
     arguments = _network(policy)
     defaults = _network(_bare(type(policy), policy.task, policy.observation_space, policy.action_space))
-    changed = [name for name, value in arguments.items() if not _is_plain(value) and value != defaults[name]]
+    network = {name: value for name, value in arguments.items() if _is_plain(value)}
+    if arguments["optimizer_class"] in set(_OPTIMISERS.values()) - {defaults["optimizer_class"]}:
+        network["optimizer_class"] = arguments["optimizer_class"].__name__
+    changed = [name for name, value in arguments.items() if name not in network and value != defaults[name]]
     if changed:
         raise ValueError(
             f"policy: {changed} can't be kept in a checkpoint, which holds numbers and names only. Use the default, or save "
@@ -60,7 +68,7 @@ def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) ->
         "env_id": policy.task.name,
         "env_kwargs": dict(policy.task.env_kwargs),
         "settings": {name: _plain(value) for name, value in policy.settings.items()},
-        "network": {name: value for name, value in arguments.items() if _is_plain(value)},
+        "network": network,
     }
     write_checkpoint(path, policy.checkpoint_format, config, policy.state_dict(), overwrite=overwrite)
 
@@ -117,15 +125,26 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
         with closing(make_env(env_id, env_kwargs)) as env:
             bare = _bare(policy_class, find_task(env), env.observation_space, env.action_space)
             settings = _named(config["settings"], bare.settings)
-            network = _named(config["network"], (name for name, value in _network(bare).items() if _is_plain(value)))
+            network = dict(config["network"])
+            optimiser = _optimiser(network.pop("optimizer_class", None))
+            network = _named(network, (name for name, value in _network(bare).items() if _is_plain(value)))
             settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
             if settings["cost_map"] is not None:
                 settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
-            policy = policy_class.for_env(env, **settings, **network)
+            policy = policy_class.for_env(env, **settings, **network, **optimiser)
         policy.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
     return policy.to(get_device(device))
+
+
+def _optimiser(name: str | None) -> dict[str, Any]:
+    """The argument that a policy takes its optimiser's class by; None: the default."""
+    if name is None:
+        return {}
+    if name not in _OPTIMISERS:
+        raise ValueError(f"optimizer_class: expected one of {[*_OPTIMISERS]}, got {name!r}")
+    return {"optimizer_class": _OPTIMISERS[name]}
 
 
 def _named(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dilqr_rl.agents.learnable import LEARNABLE
+from dilqr_rl.agents.learnable import LEARNABLE, parameter_values
 from dilqr_rl.agents.networks import perceptron
 from dilqr_rl.problem import ControlProblem
 
@@ -29,7 +29,7 @@ class CostMap:
         hidden: widths of the hidden layers, with tanh.
 
     Raises:
-        ValueError: nothing to write, or a string in the place of a sequence.
+        ValueError: nothing to write, or something else in the place of a sequence.
     """
 
     writes: Sequence[str] = ("weights", "goal")
@@ -37,8 +37,10 @@ class CostMap:
     hidden: Sequence[int] = (64, 64)
 
     def __post_init__(self) -> None:
-        if isinstance(self.writes, str) or not self.writes:
+        if isinstance(self.writes, str) or not isinstance(self.writes, Sequence) or not self.writes:
             raise ValueError(f'writes: expected a sequence of names, such as ("weights", "goal"), got {self.writes!r}.')
+        if isinstance(self.hidden, str) or not isinstance(self.hidden, Sequence):
+            raise ValueError(f"hidden: expected widths of layers, such as (64, 64), got {self.hidden!r}.")
         for name in ("writes", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -65,13 +67,15 @@ class CostMapNetwork(nn.Module):
         features: F.
 
     Raises:
-        ValueError: a name that the problem doesn't have, or a weight of zero, which no factor changes.
+        ValueError: a name that the problem doesn't have, or given twice, or a weight of zero, which no factor changes.
     """
 
     def __init__(self, settings: CostMap, problem: ControlProblem, features: int) -> None:
         super().__init__()
         self._problem = (problem,)  # not a submodule: its parameters are the planner's
         self._targets = [_target(problem, name, settings.per_step) for name in settings.writes]
+        if len({target.name for target in self._targets}) < len(self._targets):
+            raise ValueError(f"cost_map: expected every parameter once, got writes={settings.writes}.")
         count = sum(target.steps * target.scale.numel() for target in self._targets)
         self.network = perceptron((features, *settings.hidden, count), "tanh", generator=None)
         for parameter in self.network[-1].parameters():
@@ -105,7 +109,7 @@ def _target(problem: ControlProblem, name: str, per_step: bool) -> _Target:
     named = dict(problem.named_parameters())
     raw = f"{owner_name}.parametrizations.{leaf}.original"
     if full not in named and raw not in named:
-        raise ValueError(f"cost_map: the problem has no parameter {name!r} to write; it has {[*named]}.")
+        raise ValueError(f"cost_map: the problem has no parameter {name!r} to write; it has {[*parameter_values(problem)]}.")
     owner = problem.get_submodule(owner_name)
     value = getattr(owner, leaf).detach()
     positive = leaf in getattr(owner, "positive", ()) or full == LEARNABLE["weights"]

@@ -14,7 +14,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from dilqr_rl.agents.spaces import STATE
 from dilqr_rl.tasks import ControlTask, find_task
 
-__all__ = ["as_task", "make_env", "refuse_normalised", "refuse_normalised_algorithm"]
+__all__ = [
+    "as_task",
+    "calling_algorithm",
+    "make_env",
+    "refuse_normalised",
+    "refuse_normalised_algorithm",
+    "refuse_normalised_batch",
+]
+
+_WRAPPED = "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env[Any, Any]:
@@ -54,30 +63,41 @@ def refuse_normalised(env: gym.Env[Any, Any]) -> None:
     """Raise a ValueError for an environment whose observations a wrapper normalises: no state can be read from them."""
     while isinstance(env, gym.Wrapper):
         if isinstance(env, gym.wrappers.NormalizeObservation):
-            raise ValueError(
-                "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
-            )
+            raise ValueError(_WRAPPED)
         env = env.env
 
 
-def refuse_normalised_algorithm() -> None:
-    """Raise a ValueError if the algorithm that is constructing a policy gets its states from a VecNormalize.
+def calling_algorithm() -> BaseAlgorithm | None:
+    """The algorithm that is constructing a policy, if one is.
 
-    Stable-Baselines3 shows a policy its spaces only, and a VecNormalize leaves these as they are; so the algorithm is looked
-    for among the callers.
+    Stable-Baselines3 shows a policy its spaces only, and normalising leaves these as they are; so the algorithm is looked for
+    among the callers.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not isinstance(frame.f_locals.get("self"), BaseAlgorithm):
         frame = frame.f_back
-    if frame is None:
-        return
-    normalised = frame.f_locals["self"].get_vec_normalize_env()
+    return None if frame is None else frame.f_locals["self"]
+
+
+def refuse_normalised_batch(algorithm: BaseAlgorithm) -> None:
+    """Raise a ValueError if an algorithm gets its states from a VecNormalize."""
+    normalised = algorithm.get_vec_normalize_env()
     if normalised is None or not normalised.norm_obs:
         return
     several = isinstance(normalised.observation_space, spaces.Dict)
-    if not several or STATE in normalised.norm_obs_keys:
+    if not several or STATE in (normalised.norm_obs_keys or ()):
         raise ValueError(
             "env: expected states as they are, got them normalised by a VecNormalize. A plan needs the state itself: make it "
             f'with norm_obs=False (rewards are still normalised); or with Dict observations, the raw state as "{STATE}", and '
             "norm_obs_keys= all others."
         )
+
+
+def refuse_normalised_algorithm(algorithm: BaseAlgorithm) -> None:
+    """Raise a ValueError if a VecNormalize, or Gymnasium's wrapper in any environment, normalises an algorithm's states."""
+    refuse_normalised_batch(algorithm)
+    batch = algorithm.get_env()
+    if batch is None or isinstance(batch.observation_space, spaces.Dict):  # then its "state" may come from elsewhere
+        return
+    if any(batch.env_is_wrapped(gym.wrappers.NormalizeObservation)):
+        raise ValueError(_WRAPPED)

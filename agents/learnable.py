@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from dilqr_rl.problem import ControlProblem
 __all__ = ["LEARNABLE", "copy_values", "learnt_physics", "make_learnable", "parameter_values", "set_physics"]
 
 LEARNABLE = {"physics": "dynamics.", "weights": "stage_cost.weights", "goal": "stage_cost.goal", "terminal": "terminal_cost."}
+
+
+_HINTS = {"terminal": " Give the plans a learnt end with terminal_value=(32, 32), or the task a terminal_cost."}
 
 
 class Positive(nn.Module):
@@ -94,7 +97,7 @@ def make_learnable(problem: ControlProblem, learn: Sequence[str], *, bounded_wei
         prefix = LEARNABLE.get(name, name)
         found = {own for own in named if (own.startswith(prefix) if prefix.endswith(".") else own == prefix)}
         if not found:
-            raise ValueError(f"learn: the problem has nothing called {name!r}; it has {[*LEARNABLE, *named]}.")
+            raise ValueError(f"learn: the problem has nothing called {name!r}; it has {_groups(named)}.{_HINTS.get(name, '')}")
         chosen |= {own for own in found if not (name == "physics" and named[own].ndim == 0 and named[own] == 0)}
     for name, parameter in named.items():
         parameter.requires_grad_(name in chosen)
@@ -143,6 +146,12 @@ def copy_values(source: ControlProblem, target: ControlProblem) -> None:
             setattr(owner, leaf, value)
         else:
             getattr(owner, leaf).copy_(value)
+
+
+def _groups(names: Iterable[str]) -> list[str]:
+    """The names, after those of LEARNABLE that stand for some of them."""
+    names = list(names)
+    return [group for group, prefix in LEARNABLE.items() if any(name.startswith(prefix) for name in names)] + names
 
 
 def _reparametrise(problem: ControlProblem, name: str, parameter: Tensor, bounded_weights: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,10 +16,11 @@ from stable_baselines3.td3.policies import Actor as TD3Actor
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from dilqr_rl.agents.actor import PlanningActor
+from dilqr_rl.agents.actor import ActorSettings, PlanningActor
 from dilqr_rl.agents.networks import Layers, critic_layers
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import state_part
+from dilqr_rl.tasks import ControlTask
 
 __all__ = ["MPCSACPolicy", "MPCTD3Policy"]
 
@@ -80,13 +82,20 @@ class MPCTD3Policy(_OffPolicy, TD3Policy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
         """A planner, and no layers."""
-        actor = _TD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
-        actor.mu = self._make_planning(actor.features_dim)  # type: ignore[assignment]
-        return actor.to(self.device)
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return _TD3Actor(task=self.task, settings=self.actor_settings(), **kwargs).to(self.device)
 
 
 class _TD3Actor(TD3Actor):
     """Observations -> planned actions in [-1, 1]."""
+
+    def __init__(self, *args: Any, task: ControlTask, settings: ActorSettings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task, self.settings = task, settings
+        self.mu = PlanningActor(task, settings, self.features_dim)  # type: ignore[assignment]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "task": self.task, "settings": self.settings}
 
     def forward(self, obs: PyTorchObs) -> Tensor:
         return _planned(self, obs, self.extract_features(obs, self.features_extractor))
@@ -104,14 +113,14 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         observation_space: see `PlanningPolicy`, as all that isn't here.
         action_space: a Box.
         lr_schedule: learning rate, from Stable-Baselines3.
-        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256] by
-            default.
+        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256]
+            where it doesn't say.
         log_std_init: logarithm of the first standard deviation, before the squashing.
         squash_margin: see above, between 0 and 1.
         **kwargs: of `PlanningPolicy`, and Stable-Baselines3's own of `SACPolicy`.
 
     Raises:
-        ValueError: as `PlanningPolicy`; a margin out of its range.
+        ValueError: as `PlanningPolicy`; layers of something else, or a margin out of its range.
     """
 
     checkpoint_format: ClassVar[str] = "dilqr_rl MPCSACPolicy"
@@ -127,10 +136,10 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         squash_margin: float = 0.02,
         **kwargs: Any,
     ) -> None:
-        if not 0 < squash_margin < 1:
+        if not isinstance(squash_margin, int | float) or not 0 < squash_margin < 1:
             raise ValueError(f"squash_margin: expected a number between 0 and 1, got {squash_margin!r}.")
         self.squash_margin = squash_margin
-        arch = {"pi": [64, 64], "qf": [256, 256]} if net_arch is None else net_arch
+        arch = _sac_layers(net_arch)
         super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, log_std_init=log_std_init, **kwargs)
 
     @torch.no_grad()
@@ -144,12 +153,8 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
         """A planner, and layers for the standard deviation alone."""
-        actor = _SACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
-        actor.mu = self._make_planning(actor.features_dim)
-        actor.largest = 1 - self.squash_margin
-        if isinstance(actor.log_std, nn.Linear):
-            nn.init.zeros_(actor.log_std.weight)
-            nn.init.constant_(actor.log_std.bias, actor.log_std_init)
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        actor = _SACActor(task=self.task, settings=self.actor_settings(), squash_margin=self.squash_margin, **kwargs)
         return actor.to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -161,15 +166,37 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         return {**super()._get_constructor_parameters(), **mine}
 
 
+def _sac_layers(net_arch: Layers) -> Any:
+    default: dict[str, Sequence[int]] = {"pi": [64, 64], "qf": [256, 256]}
+    if net_arch is None or isinstance(net_arch, Mapping):
+        wrong = set(net_arch or ()) - set(default)
+        if wrong:
+            raise ValueError(f'net_arch: expected widths of layers, a list or {{"pi": [...], "qf": [...]}}, got {net_arch!r}.')
+        return {**default, **(net_arch or {})}
+    return net_arch
+
+
 class _SACActor(SACActor):
     """Observations -> a distribution around planned actions in [-1, 1]."""
 
-    largest: float
     log_std: Any  # numbers with use_sde, else a layer
+
+    def __init__(self, *args: Any, task: ControlTask, settings: ActorSettings, squash_margin: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task, self.settings, self.squash_margin = task, settings, squash_margin
+        self.mu = PlanningActor(task, settings, self.features_dim)
+        if isinstance(self.log_std, nn.Linear):
+            nn.init.zeros_(self.log_std.weight)
+            nn.init.constant_(self.log_std.bias, self.log_std_init)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        mine = {"task": self.task, "settings": self.settings, "squash_margin": self.squash_margin}
+        return {**super()._get_constructor_parameters(), **mine}
 
     def around(self, planned: Tensor, features: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Mean, before the squashing, and what else the distribution takes; see `Actor.get_action_dist_params`."""
-        mean = planned.clamp(-self.largest, self.largest).atanh()
+        largest = 1 - self.squash_margin
+        mean = planned.clamp(-largest, largest).atanh()
         latent = self.latent_pi(features)
         if self.use_sde:
             return mean, self.log_std, {"latent_sde": latent}

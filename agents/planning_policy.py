@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,13 @@ from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
 from dilqr_rl.agents.cold_start import best_of_swings
 from dilqr_rl.agents.cost_map import CostMap
-from dilqr_rl.agents.environments import as_task, refuse_normalised, refuse_normalised_algorithm
+from dilqr_rl.agents.environments import (
+    as_task,
+    calling_algorithm,
+    refuse_normalised,
+    refuse_normalised_algorithm,
+    refuse_normalised_batch,
+)
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.agents.rates import make_optimiser
@@ -93,7 +100,14 @@ class PlanningPolicy(BasePolicy):
         if not model_rate > 0:
             raise ValueError(f"model_rate: expected a number above 0, got {model_rate!r}.")
         self.task = as_task(task)
-        refuse_normalised_algorithm()
+        algorithm = calling_algorithm()
+        if algorithm is not None:
+            refuse_normalised_algorithm(algorithm)
+        self._algorithm = None if algorithm is None else weakref.ref(algorithm)
+        if not isinstance(cost_map, CostMap | None):
+            raise ValueError(f"cost_map: expected a dilqr_rl.agents.CostMap or None, got {cost_map!r}.")
+        if isinstance(terminal_value, str) or not isinstance(terminal_value, Sequence | None):
+            raise ValueError(f"terminal_value: expected widths of layers, such as (32, 32), or None, got {terminal_value!r}.")
         check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": horizon,
@@ -231,9 +245,25 @@ class PlanningPolicy(BasePolicy):
         """How its plans ended so far; `SolverHealthCallback` logs it."""
         return self.planning.health
 
+    def set_training_mode(self, mode: bool) -> None:
+        """As `BasePolicy`. Every rollout begins so, hence also one in an environment that the algorithm was given meanwhile.
+
+        Raises:
+            ValueError: a VecNormalize normalises its states.
+        """
+        algorithm = None if self._algorithm is None else self._algorithm()
+        if algorithm is not None:
+            refuse_normalised_batch(algorithm)
+        super().set_training_mode(mode)
+
     def constructor_arguments(self) -> dict[str, Any]:
         """What rebuilds this policy, by name."""
         return self._get_constructor_parameters()
+
+    def actor_settings(self) -> ActorSettings:
+        """What the actor plans with."""
+        chosen = {name: value for name, value in self.settings.items() if name not in ("warm_start", "model_rate")}
+        return ActorSettings(**chosen)
 
     def parameter_values(self) -> dict[str, Tensor]:
         """The model's parameters as they stand, by name: "dynamics.mass", "stage_cost.goal", ..."""
@@ -278,10 +308,6 @@ class PlanningPolicy(BasePolicy):
         written = {} if self.planning.cost_map is None else self.planning.cost_map(self.features(seen)[begins])
         x0 = self.task.observation_to_state(observed[begins])
         return controls.index_put((begins,), best_of_swings(self.planner, x0, written))
-
-    def _make_planning(self, features: int) -> PlanningActor:
-        chosen = {name: value for name, value in self.settings.items() if name not in ("warm_start", "model_rate")}
-        return PlanningActor(self.task, ActorSettings(**chosen), features).to(self.device)
 
     def _make_optimiser(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
         rates = lr_schedule(1), self.settings["model_rate"]

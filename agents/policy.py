@@ -91,7 +91,8 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         # After the layers have got their first weights: a network inside the model keeps its own.
-        self.mlp_extractor.planning = self._make_planning(self.features_dim - self._state_size)
+        planning = PlanningActor(self.task, self.actor_settings(), self.features_dim - self._state_size)
+        self.mlp_extractor.planning = planning.to(self.device)
         self.action_net = _MeanAction(self.action_space.shape[0])  # type: ignore[index]
         # Again, now that the planner's parameters are among them.
         self.optimizer = self._make_optimiser(self, lr_schedule)

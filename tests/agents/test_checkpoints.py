@@ -21,6 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from dilqr_rl import ILQROptions, find_task, register_task, tasks
 from dilqr_rl.agents import CheckpointError, MPCPolicy
@@ -106,6 +107,14 @@ def test_a_round_trip_keeps_every_setting(tmp_path: Path) -> None:
     policy.save(tmp_path / "policy.safetensors")
     loaded = MPCPolicy.load(tmp_path / "policy.safetensors").constructor_arguments()
     assert {name: loaded[name] for name in KEPT} == {name: policy.constructor_arguments()[name] for name in KEPT}
+
+
+@pytest.mark.parametrize("kind", [RMSpropTFLike, torch.optim.SGD])
+def test_known_optimisers_are_kept_by_name(kind: type[torch.optim.Optimizer], tmp_path: Path) -> None:
+    make(optimizer_class=kind, optimizer_kwargs={"weight_decay": 0.1}).save(tmp_path / "policy.safetensors")
+    loaded = MPCPolicy.load(tmp_path / "policy.safetensors")
+    assert type(loaded.optimizer) is kind
+    assert loaded.optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
 def test_what_was_loaded_is_saved_as_it_was(saved: Path, tmp_path: Path) -> None:
@@ -234,6 +243,10 @@ def _in_settings(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda config: config["network"].pop("log_std_init"), "log_std_init"),
         (lambda config: config["network"].update(net_arch="wide"), "not a whole checkpoint"),
         (lambda config: config["network"].update(activation_fn="os.system"), "activation_fn"),
+        (
+            lambda config: config["network"].update(optimizer_class="os.system"),
+            r"optimizer_class: expected one of \['RMSpropTFLike'",
+        ),
         (lambda config: config["network"].update(features_extractor_class="os.system"), "features_extractor_class"),
         (_in_settings(colour=1), "colour"),
         (_in_settings(horizon=-1), "horizon: expected a positive integer"),
