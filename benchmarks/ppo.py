@@ -1,10 +1,10 @@
 """How fast stock PPO trains with the planner as actor, beside its own network: `python -m benchmarks.ppo`.
 
-Same environment, same hyperparameters (Stable-Baselines3's defaults, 8 environments), a planner that looks 10 or 20 steps ahead.
-The models take turns of some thousand steps, so that a busy second hits all alike; a ratio is the median over the turns. Times are
-those of the processor, on one thread. `--install` sets up mpc.pytorch with Stable-Baselines3 in an environment of its own and
-measures it in the same place, once. Memory is that of the process before and after 100,000 predictions. The tables that are printed
-stand in docs/results.md too.
+Same environment, same hyperparameters (Stable-Baselines3's defaults, 8 environments), a planner that looks 10 or 20 steps
+ahead. The models take turns of some thousand steps, so that a busy second hits all alike; a ratio is the median over the turns.
+Times are those of the processor, on one thread. `--install` sets up mpc.pytorch with Stable-Baselines3 in an environment of its
+own and measures it in the same place, once. Memory is that of a process in the course of 100,000 predictions. The tables that are
+printed stand in docs/results.md too.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def peer_speed(horizon: int) -> float:
 
 
 def memory(predictions: int) -> Record:
-    """What a process holds, in MB, after a tenth of the predictions and after all: one observation at a time, with a warm start."""
+    """What a process holds, in MB, after a tenth of the predictions and after all: one at a time, with a warm start."""
     env = make_env(IDS[0])
     policy = MPCPolicy.for_env(env, horizon=10)
     observation, _ = env.reset(seed=0)
@@ -180,8 +180,8 @@ def markdown(found: Record) -> str:
         )
         lines.append(row("mpc.pytorch in the planner's place, `Pendulum-v1`", "", *ratios))
     lines.append(row("wanted", "", *(f"({WANTED})" for _ in HORIZONS)))
-    kept = found["memory"]
-    told = f"{kept['after_a_tenth']} MB after {kept['predictions'] // 10:,} predictions, {kept['after_all']} MB after {kept['predictions']:,}"
+    count, first, last = (found["memory"][name] for name in ("predictions", "after_a_tenth", "after_all"))
+    told = f"{first} MB after {count // 10:,} predictions, {last} MB after {count:,}"
     return "\n".join([*lines, "", f"Memory of the process: {told}."])
 
 

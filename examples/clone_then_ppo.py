@@ -1,7 +1,7 @@
 """From cloning to reinforcement: a planner learns a cost from a poor demonstrator, and gets better than him by PPO.
 
-Run it: `python examples/clone_then_ppo.py`. It takes about half a minute on one core. The demonstrator wants the pendulum to lean
-by 24 degrees: a mean return of -259. The clone finds that goal from his actions alone, -260; PPO goes on from there to -136.
+Run it: `python examples/clone_then_ppo.py`. It takes about half a minute on one core. The demonstrator wants the pendulum to
+lean by 24 degrees: a mean return of -259. The clone finds that goal from his actions alone, -260; PPO goes on to -136.
 """
 
 from __future__ import annotations

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 
 from dilqr_rl import ControlProblem, planner
@@ -8,7 +6,7 @@ from dilqr_rl.native.tracing import fingerprint
 
 
 @pytest.fixture(autouse=True)
-def every_watch_that_holds_is_right(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def every_watch_that_holds_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """In all tests of this folder: where no walk is made, one would have found the same fingerprint."""
 
     def checked(problem: ControlProblem) -> Structure:
@@ -17,4 +15,3 @@ def every_watch_that_holds_is_right(monkeypatch: pytest.MonkeyPatch) -> Iterator
         return structure
 
     monkeypatch.setattr(planner, "structure_of", checked)
-    yield
