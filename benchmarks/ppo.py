@@ -3,8 +3,8 @@
 Same environment, same hyperparameters (Stable-Baselines3's defaults, 8 environments), a planner that looks 10 or 20 steps
 ahead. The models take turns of some thousand steps, so that a busy second hits all alike; a ratio is the median over the turns.
 Times are those of the processor, on one thread. `--install` sets up mpc.pytorch with Stable-Baselines3 in an environment of its
-own and measures it in the same place, once. Memory is that of a process in the course of 100,000 predictions. The tables that are
-printed stand in docs/results.md too.
+own and measures it in the same place, once. Memory is that of a process in the course of 100,000 predictions. The tables that
+are printed stand in docs/results.md too.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "results.md"
 
 def sections(table: str) -> list[str]:
     """One for each experiment: its heading, a line on the run, and the table."""
-    return [section.strip() for section in re.split(r"^(?=## E\d)", table, flags=re.MULTILINE) if section.strip()]
+    return [section.strip() for section in re.split(r"^(?=## [ER]\d)", table, flags=re.MULTILINE) if section.strip()]
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ from scripts import load_script
 from dilqr_rl.agents import LEARNERS
 from dilqr_rl.cli.bench import _benchmarks
 from dilqr_rl.envs import ENVIRONMENTS
-from dilqr_rl.experiments import results_table
+from dilqr_rl.experiments import EXPERIMENTS, results_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "environments.md"
 LEARNING = ROOT / "docs" / "learning.md"
+POLICIES = ROOT / "docs" / "policies.md"
 RESULTS = ROOT / "docs" / "results.md"
 
 if not PAGE.exists():
@@ -47,7 +48,7 @@ def stepping() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("path", [PAGE, LEARNING], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [PAGE, LEARNING, POLICIES], ids=lambda path: path.stem)
 def test_a_page_s_code_prints_what_it_says(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,7 +73,7 @@ def test_the_page_on_learning_names_every_learner() -> None:
 
 def test_the_page_of_results_has_the_claims_as_they_came_out() -> None:
     sections = load_script(ROOT / "docs" / "update_results.py").sections(results_table(ROOT / "results"))
-    assert [section[:5] for section in sections] == [f"## E{number}" for number in range(1, 7)]
+    assert [section[:5] for section in sections] == [f"## {name.upper()}" for name in EXPERIMENTS]
     for section in sections:
         assert section in RESULTS.read_text(encoding="utf-8")
     for path in re.findall(r"\((\.\./results/.*?)\)", RESULTS.read_text(encoding="utf-8")):

@@ -34,7 +34,7 @@ title = "PPO from wrong physics, and in a changed world"
 workers: int | None = None
 
 _SEEDS = {"smoke": 1, "quick": 2, "paper": 5}
-_SHARE = {"smoke": 0.0, "quick": 0.2, "paper": 1.0}  # of the steps
+_SHARE = {"smoke": 0.0, "quick": 0.2, "paper": 1.0}  # of the steps; one rollout at least
 _EPISODES = {"smoke": 2, "quick": 20, "paper": 20}
 _FINAL_EPISODES = {"smoke": 2, "quick": 50, "paper": 100}
 _CHANGES = {"as trained": (1.0, 1.0)} | {
@@ -89,7 +89,7 @@ def trials(preset: str) -> list[Trial]:
                 "system": system,
                 "policy": policy,
                 "seed": seed,
-                "steps": max(settings.every, int(settings.steps * _SHARE[preset])),
+                "steps": max(settings.rollout, int(settings.steps * _SHARE[preset])),
                 "every": settings.every,
                 "episodes": _EPISODES[preset],
                 "final_episodes": _FINAL_EPISODES[preset],
@@ -263,5 +263,6 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         panel.set_xlabel("environment steps (the first point: none)")
         panel.set_ylabel("mean return")
         panel.grid(alpha=0.3)
-        panel.legend(loc="lower right")
+        if panel.lines:
+            panel.legend(loc="lower right")
     return [save_figure(figure, folder / "curves.png")]

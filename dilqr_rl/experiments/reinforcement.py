@@ -104,6 +104,12 @@ class PPOSettings:
     decays: bool = False
     normalise_reward: bool = True
 
+    @property
+    def rollout(self) -> int:
+        """Steps of all environments between two updates."""
+        steps: int = self.envs * self.arguments["n_steps"]
+        return steps
+
 
 @dataclass(frozen=True)
 class Evaluation:
