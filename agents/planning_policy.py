@@ -108,7 +108,8 @@ class PlanningPolicy(BasePolicy):
         """A controller for an environment whose model is known; with a warm start, unless told otherwise.
 
         Args:
-            env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1, or any other that `dilqr_rl.find_task` knows.
+            env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1 or MountainCarContinuous-v0, or any other that
+                `dilqr_rl.find_task` knows.
             **kwargs: of the class.
 
         Raises:
