@@ -128,8 +128,9 @@ class PlanningPolicy(BasePolicy):
         """A controller for an environment whose model is known; with a warm start, unless told otherwise.
 
         Args:
-            env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1, or any other that `dilqr_rl.find_task` knows.
-            **kwargs: of the class.
+            env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1 or MountainCarContinuous-v0, or any other that
+                `dilqr_rl.find_task` knows.
+            **kwargs: of the class; with a `task` of your own the environment's model needn't be known.
 
         Raises:
             ValueError: the environment's model isn't known, or an argument is wrong.
@@ -137,7 +138,8 @@ class PlanningPolicy(BasePolicy):
         if not isinstance(env, gym.Env):
             raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
         refuse_normalised(env)
-        chosen = {"task": find_task(env), "warm_start": True, **kwargs}
+        task = kwargs.pop("task", None)
+        chosen = {"task": find_task(env) if task is None else task, "warm_start": True, **kwargs}
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, **chosen)
 
     @property

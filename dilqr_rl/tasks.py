@@ -65,7 +65,10 @@ class ControlTask:
 
 _OWN_IDS = ("dilqr_rl/CartPole-v0", "dilqr_rl/DoubleCartPole-v0", "dilqr_rl/Pendulum-v0", "dilqr_rl/Quadrotor-v0")
 # Environments that are not ours, by id: "module:function", imported on first use; the function takes the environment.
-_registered: dict[str, str | Callable[[Any], ControlTask]] = {"Pendulum-v1": "dilqr_rl.envs.pendulum_v1:pendulum_v1_task"}
+_registered: dict[str, str | Callable[[Any], ControlTask]] = {
+    "MountainCarContinuous-v0": "dilqr_rl.envs.mountain_car:mountain_car_task",
+    "Pendulum-v1": "dilqr_rl.envs.pendulum_v1:pendulum_v1_task",
+}
 
 
 def register_task(env_id: str, task: str | Callable[[Any], ControlTask]) -> None:

@@ -6,6 +6,7 @@ from dilqr_rl.envs.base import SystemEnv
 from dilqr_rl.envs.cartpole import CartPoleDynamics, CartPoleEnv, CartPolePixelsEnv
 from dilqr_rl.envs.context import ContextObservation, ContextVectorObservation
 from dilqr_rl.envs.double_cartpole import DoubleCartPoleDynamics, DoubleCartPoleEnv
+from dilqr_rl.envs.mountain_car import MountainCarDynamics, mountain_car_task
 from dilqr_rl.envs.pendulum import PendulumDynamics, PendulumEnv, PendulumPixelsEnv, PublishedPendulumDynamics
 from dilqr_rl.envs.pendulum_v1 import pendulum_v1_task
 from dilqr_rl.envs.physics import SystemDynamics
@@ -24,6 +25,7 @@ __all__ = [
     "ContextVectorObservation",
     "DoubleCartPoleDynamics",
     "DoubleCartPoleEnv",
+    "MountainCarDynamics",
     "PendulumDynamics",
     "PendulumEnv",
     "PendulumPixelsEnv",
@@ -36,6 +38,7 @@ __all__ = [
     "SystemDynamics",
     "SystemEnv",
     "SystemVectorEnv",
+    "mountain_car_task",
     "pendulum_v1_task",
     "register_environments",
 ]

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.wrappers import RescaleAction
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,16 @@ def test_an_environment_without_a_model_is_refused_by_name() -> None:
     env = gym.make("CartPole-v1")
     with pytest.raises(ValueError, match=r"no model is known for 'CartPole-v1'; known ids: .*Pendulum-v1"):
         MPCPolicy.for_env(env)
+
+
+def test_for_env_takes_a_task_for_an_environment_without_a_model() -> None:
+    task = make("Pendulum-v1").task
+    unregistered = PendulumEnv()
+    with pytest.raises(ValueError, match="no model is known for 'PendulumEnv'"):
+        MPCPolicy.for_env(unregistered)
+    policy = MPCPolicy.for_env(unregistered, task=task)
+    assert policy.task is task
+    assert policy.settings["warm_start"]
 
 
 @each_id
