@@ -184,7 +184,7 @@ def fit_residual(known: CartPole, steps: Steps, args: Args) -> ResidualDynamics:
         value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[arg-type]
+    optimiser.step(loss)
     return ResidualDynamics(known, correction, control_scale=3 * GEAR)
 
 
