@@ -6,6 +6,7 @@ from dilqr_rl.agents.callbacks import SolverHealthCallback
 from dilqr_rl.agents.checkpoints import CheckpointError
 from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, Episode, check_disjoint
+from dilqr_rl.agents.distillation import TerminalFit, fit_terminal_value
 from dilqr_rl.agents.exchange import from_imitation, from_minari, to_imitation, to_minari
 from dilqr_rl.agents.learners import (
     LEARNERS,
@@ -69,7 +70,9 @@ __all__ = [
     "SB3VecEnv",
     "SolverHealthCallback",
     "SystemIdentification",
+    "TerminalFit",
     "check_disjoint",
+    "fit_terminal_value",
     "from_imitation",
     "from_minari",
     "identifiability",

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from scripts import load_script
 
+from dilqr_rl import tasks
 from dilqr_rl.agents import LEARNERS
 from dilqr_rl.cli.bench import _benchmarks
 from dilqr_rl.envs import ENVIRONMENTS
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "environments.md"
 LEARNING = ROOT / "docs" / "learning.md"
 POLICIES = ROOT / "docs" / "policies.md"
+OWN = ROOT / "docs" / "own_environment.md"
 RESULTS = ROOT / "docs" / "results.md"
 
 if not PAGE.exists():
@@ -33,8 +35,9 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def registered() -> Iterator[None]:
-    """What the page registers with Gymnasium is gone afterwards."""
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the page registers with Gymnasium, and of models, is gone afterwards."""
+    monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
     before = dict(gym.registry)
     yield
     gym.registry.clear()
@@ -48,7 +51,7 @@ def stepping() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("path", [PAGE, LEARNING, POLICIES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [PAGE, LEARNING, POLICIES, OWN], ids=lambda path: path.stem)
 def test_a_page_s_code_prints_what_it_says(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

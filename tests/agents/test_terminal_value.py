@@ -14,7 +14,7 @@ from stable_baselines3 import PPO, SAC
 from torch import Tensor, nn
 
 from dilqr_rl import ILQROptions, find_task
-from dilqr_rl.agents import MPCPolicy, MPCSACPolicy, MPCTD3Policy, PlanningPolicy
+from dilqr_rl.agents import MPCPolicy, MPCSACPolicy, MPCTD3Policy, PlanningPolicy, TerminalFit, fit_terminal_value
 from dilqr_rl.agents.terminal_value import TerminalValue, with_terminal_value
 
 HIDDEN = (5,)  # as the other tests have it, so that the machine code is shared
@@ -160,3 +160,34 @@ def test_terminal_without_one_is_refused_with_what_to_give() -> None:
 def test_impossible_widths_are_refused(widths: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         policy(terminal_value=widths)
+
+
+# Learnt from longer plans.
+
+
+def test_a_value_learnt_from_longer_plans_makes_a_short_plan_act_like_a_long_one() -> None:
+    angle, rate = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 400))
+    seen = np.stack((np.cos(angle), np.sin(angle), rate), axis=-1)
+    short, long = (MPCPolicy.for_env(gym.make("Pendulum-v1"), **kwargs, warm_start=False) for kwargs in (
+        {"horizon": 3, "terminal_value": (16,), "learn": ("terminal",)}, {"horizon": 10}
+    ))  # fmt: skip
+    wanted = long.plan(seen).controls[:, 0].detach()
+    before = (short.plan(seen).controls[:, 0] - wanted).square().mean().item()
+    loss = fit_terminal_value(short, seen, horizon=7, fit=TerminalFit(steps=600))
+    after = (short.plan(seen).controls[:, 0] - wanted).square().mean().item()
+    assert loss < 0.01
+    assert after < 0.05 * before
+
+
+def test_a_policy_without_a_terminal_value_is_refused() -> None:
+    policy = MPCPolicy.for_env(gym.make("Pendulum-v1"), horizon=3)
+    with pytest.raises(
+        ValueError, match=r"policy: expected one with a terminal value, got none\. Make it with terminal_value="
+    ):
+        fit_terminal_value(policy, np.zeros((2, 3)), horizon=3)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "learning_rate"])
+def test_settings_of_the_fit_are_above_zero(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a number above 0, got 0"):
+        TerminalFit(**{name: 0})

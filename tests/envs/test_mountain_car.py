@@ -84,7 +84,7 @@ def test_the_controller_reaches_the_flag_from_twenty_seeded_starts(warm_start: b
         policy = MPCPolicy.for_env(env, warm_start=warm_start)
     found = roll_out(policy, CAR, episodes=20)
     assert all(episode.terminated for episode in found.demonstrations.episodes)
-    assert found.returns.min() > 92  # 100 starts lie between 92.3 and 93.3
+    assert found.returns.min() > 92  # 100 starts lie between 92.3 and 93.2
     assert found.converged > 0.99
     seen = np.concatenate([episode.observations for episode in found.demonstrations.episodes])
     assert seen[:, 0].min() > -0.75  # far from the wall, which the model doesn't have

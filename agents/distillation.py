@@ -1,0 +1,123 @@
+"""A terminal value learnt from longer plans, without a step in the environment."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dilqr_rl.agents.planning_policy import PlanningPolicy
+from dilqr_rl.agents.terminal_value import TerminalValue
+from dilqr_rl.planner import ILQR
+from dilqr_rl.problem import ControlProblem
+
+__all__ = ["TerminalFit", "fit_terminal_value"]
+
+
+@dataclass(frozen=True)
+class TerminalFit:
+    """How `fit_terminal_value` fits, by Adam with a cosine decay.
+
+    Attributes:
+        steps: of the optimiser.
+        batch_size: states in each.
+        learning_rate: at first.
+        seed: of the batches.
+
+    Raises:
+        ValueError: a number that isn't above 0.
+    """
+
+    steps: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}.")
+
+
+def fit_terminal_value(
+    policy: PlanningPolicy, observations: Tensor | NDArray[Any], horizon: int, fit: TerminalFit | None = None
+) -> float:
+    """Teach a policy's terminal value what a plan of `horizon` further steps costs.
+
+    By the principle of optimality, a plan of T steps that ends with the cost of the best `horizon` further ones is a plan of
+    T + horizon steps. The network is fitted to these costs and to their gradients with respect to the state, which the planner
+    has exactly (Czarnecki et al. 2017, "Sobolev Training for Neural Networks"): it is by its gradient that a terminal value
+    acts on a plan.
+
+    Args:
+        policy: one with a terminal_value.
+        observations: (N, k), all over the states that plans may end in; some thousand.
+        horizon: of the plans to learn from, which have the policy's physics and costs, but no terminal value.
+        fit: settings of the fit.
+
+    Returns:
+        The mean squared errors of costs and gradients, each relative to its variance, added up.
+
+    Raises:
+        ValueError: the policy has no terminal value, or no plan converged.
+    """
+    terminal = policy.problem.terminal_cost
+    if not isinstance(terminal, TerminalValue):
+        raise ValueError("policy: expected one with a terminal value, got none. Make it with terminal_value=(32, 32), say.")
+    settings = fit or TerminalFit()
+    x, cost, slope = _targets(policy, torch.as_tensor(observations), horizon)
+    if len(x) == 0:
+        raise ValueError(f"horizon: no plan of {horizon} steps converged from these observations. Try a shorter horizon.")
+    spread, spread_of_slopes = cost.std().clamp(min=1e-12), slope.std().clamp(min=1e-12)
+    parameters = list(terminal.network.parameters())
+    optimiser = torch.optim.Adam(parameters, settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    generator = torch.Generator().manual_seed(settings.seed)
+    loss = torch.tensor(0.0)
+    for _ in range(settings.steps):
+        chosen = torch.randint(len(x), (settings.batch_size,), generator=generator)
+        value, dvalue_dx = _value_and_slope(terminal, x[chosen])
+        loss = ((value - cost[chosen]) / spread).square().mean() + (
+            (dvalue_dx - slope[chosen]) / spread_of_slopes
+        ).square().mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+        schedule.step()
+    optimiser.zero_grad()
+    return loss.item()
+
+
+def _value_and_slope(terminal: TerminalValue, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network adds to the known terminal cost, and its gradient, which can be differentiated again."""
+    states = x.clone().requires_grad_()
+    value = terminal.network(states).squeeze(-1)
+    (slope,) = torch.autograd.grad(value.sum(), states, create_graph=True)
+    return value, slope
+
+
+def _targets(policy: PlanningPolicy, observations: Tensor, horizon: int) -> tuple[Tensor, Tensor, Tensor]:
+    """States (N, n), the costs (N,) of plans from them beyond the known terminal cost, and the costs' gradients (N, n)."""
+    x = policy.task.observation_to_state(observations).to(torch.float64).detach().requires_grad_()
+    problem = _without_value(policy, horizon)
+    solution = ILQR(problem, policy.planner.options)(x)
+    cost = solution.cost if problem.terminal_cost is None else solution.cost - problem.terminal_cost(x)
+    (slope,) = torch.autograd.grad(cost.sum(), x)
+    found = solution.converged
+    return x.detach()[found], cost.detach()[found], slope[found]
+
+
+def _without_value(policy: PlanningPolicy, horizon: int) -> ControlProblem:
+    """The policy's problem as it is now, with another horizon and without its terminal value."""
+    problem = replace(copy.deepcopy(policy.task), horizon=horizon).problem()
+    values = {name.replace("terminal_cost.known.", "terminal_cost."): v for name, v in policy.parameter_values().items()}
+    with torch.no_grad():
+        for name, parameter in problem.named_parameters():
+            parameter.copy_(values[name])
+            parameter.requires_grad_(False)
+    return problem
