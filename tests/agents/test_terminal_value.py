@@ -175,7 +175,7 @@ def test_a_value_learnt_from_longer_plans_makes_a_short_plan_act_like_a_long_one
     before = (short.plan(seen).controls[:, 0] - wanted).square().mean().item()
     loss = fit_terminal_value(short, seen, horizon=7, fit=TerminalFit(steps=600))
     after = (short.plan(seen).controls[:, 0] - wanted).square().mean().item()
-    assert loss < 0.01
+    assert loss < 0.1  # of two variances
     assert after < 0.05 * before
 
 
