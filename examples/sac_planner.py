@@ -1,8 +1,8 @@
 """SAC with a planner as its actor: from a goal that is off to a swing-up.
 
 Run it: `python examples/sac_planner.py`. It takes one to two minutes on one core. The planner wants the pendulum to lean by 24
-degrees: at first the mean return on Pendulum-v1 is -259. For some two thousand steps it falls, because the critic, whose slope the
-goal follows, knows nothing yet; at the end it is about -130.
+degrees: at first the mean return on Pendulum-v1 is -259. For some two thousand steps it falls, because the critic, whose slope
+the goal follows, knows nothing yet; at the end it is about -130.
 """
 
 from __future__ import annotations

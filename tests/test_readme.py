@@ -44,8 +44,13 @@ def test_environments(capsys: pytest.CaptureFixture[str]) -> None:
     assert shape == "(64, 64, 64, 12)"
 
 
+def test_ppo_with_a_planner(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(python_blocks()[4], {})
+    assert capsys.readouterr().out.startswith("tensor(0.")
+
+
 def test_every_block_is_tested() -> None:
-    assert len(python_blocks()) == 4
+    assert len(python_blocks()) == 5
 
 
 @pytest.mark.slow

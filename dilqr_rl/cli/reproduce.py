@@ -26,9 +26,9 @@ class Reproduce:
     """Repeat an experiment of the field: csv, JSON and figures laid out like the published ones, and a table beside the claims.
 
     e1: accuracy of the gradients. e2: their time and memory. e3: imitation of an LQR controller. e4: of a nonlinear one, by
-    every learner. e5: model loss with two gradients. e6: an expert outside the model class. Interrupt it at any time: started
-    again, it goes on with the trials that are missing. The paper preset's results go to OUT/NAME, those of the others to
-    OUT/PRESET/NAME.
+    every learner. e5: model loss with two gradients. e6: an expert outside the model class. r1: PPO from wrong physics, and in
+    changed worlds. r2: a learnt terminal value. Interrupt it at any time: started again, it goes on with the trials that are
+    missing. The paper preset's results go to OUT/NAME, those of the others to OUT/PRESET/NAME.
     """
 
     name: tyro.conf.Positional[str]
