@@ -49,6 +49,11 @@ def stepping() -> Any:
     return importlib.import_module("benchmarks.stepping")
 
 
+def ppo() -> Any:
+    _benchmarks()
+    return importlib.import_module("benchmarks.ppo")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("path", [PAGE, LEARNING, POLICIES, OWN], ids=lambda path: path.stem)
@@ -137,3 +142,27 @@ def test_e8_what_was_wanted_was_reached_in_the_run_that_is_kept() -> None:
 def test_the_page_s_figures_are_those_that_were_measured() -> None:
     benchmark = stepping()
     assert benchmark.markdown(benchmark.read(ROOT / "benchmarks" / "results" / "stepping.json")) in TEXT
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_benchmark_of_ppo_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark, file = ppo(), tmp_path / "ppo.json"
+    found = benchmark.main(benchmark.Args(quick=True, results=file))
+    said = capsys.readouterr().out
+    assert all(rate["steps_per_second"] > 0 for rates in found["speed"].values() for rate in rates.values())
+    assert found["memory"]["predictions"] == 200
+    benchmark.main(benchmark.Args(report=True, results=file))
+    assert capsys.readouterr().out == said
+
+
+def test_p8_memory_was_flat_over_all_predictions_in_the_run_that_is_kept() -> None:
+    memory = ppo().read(ROOT / "benchmarks" / "results" / "ppo.json")["memory"]
+    assert memory["predictions"] == 100_000
+    assert memory["after_all"] < 1.01 * memory["after_a_tenth"]
+
+
+def test_the_page_s_figures_of_ppo_are_those_that_were_measured() -> None:
+    benchmark = ppo()
+    assert benchmark.markdown(benchmark.read(ROOT / "benchmarks" / "results" / "ppo.json")) in RESULTS.read_text(
+        encoding="utf-8"
+    )
