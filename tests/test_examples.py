@@ -1,4 +1,4 @@
-"""The examples that learn by PPO do what they say."""
+"""The examples of reinforcement learning do what they say, those that take a minute in a smaller setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from scripts import load_script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "ppo_pendulum.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "ppo_pendulum.py"
 
 if not SCRIPT.exists():
     pytest.skip("not in a checkout", allow_module_level=True)
@@ -38,3 +39,36 @@ def test_ppo_starts_learning_from_pixels(example: Any, tmp_path: Path) -> None:
     assert [(point.seed, point.steps) for point in points] == [(0, 0), (0, 512), (1, 0), (1, 512)]
     assert all(before.mean_return != after.mean_return for before, after in zip(points[::2], points[1::2], strict=True))
     assert (tmp_path / "ppo_pixels.png").exists()
+
+
+@pytest.mark.slow
+def test_ppo_learns_physics_and_goal() -> None:
+    module = load_script(EXAMPLES / "ppo_wrong_physics.py")
+    found = module.main(module.Args(steps=2_048, episodes=10))
+    assert found["before"] < -650
+    assert found["after"] > -500
+
+
+@pytest.mark.slow
+def test_a_cost_map_learns_where_to_go() -> None:
+    module = load_script(EXAMPLES / "ppo_cost_map.py")
+    found = module.main(module.Args(steps=2_560))
+    assert found["after"] > found["before"]
+    assert found["low"] < found["high"]
+
+
+@pytest.mark.slow
+def test_sac_starts_from_the_plan() -> None:
+    module = load_script(EXAMPLES / "sac_planner.py")
+    found = module.main(module.Args(steps=250, episodes=5))
+    assert -500 < found["before"] < -150
+    assert found["after"] != found["before"]
+
+
+@pytest.mark.slow
+def test_ppo_goes_on_from_the_clone() -> None:
+    module = load_script(EXAMPLES / "clone_then_ppo.py")
+    found = module.main(module.Args(steps=1_024, episodes=10))
+    assert found["clone"] == pytest.approx(found["demonstrator"], rel=0.05)
+    assert found["PPO, before"] == pytest.approx(found["clone"], rel=1e-3)
+    assert found["PPO, after"] > found["clone"]
