@@ -51,13 +51,13 @@ _EXPLORES = {"use_sde": True, "sde_sample_freq": 4}
 _PPO = {**_EXPLORES, "n_epochs": 10}
 _SETTINGS: dict[tuple[str, str], PPOSettings] = {
     ("pendulum", "MPCPolicy"): PPOSettings(
-        8, 4_096, 256,
+        8, 3_072, 256,
         {**_PPO, "n_steps": 32, "batch_size": 64, "gamma": 0.95, "learning_rate": 3e-2},
         {"learn": ("physics", "goal"), "log_std_init": 0.3},
     ),
     # As tuned for this environment in the collection that belongs to Stable-Baselines3.
     ("pendulum", "MlpPolicy"): PPOSettings(
-        4, 40_960, 4_096,
+        4, 28_672, 4_096,
         {**_PPO, "n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "ent_coef": 0.0, "learning_rate": 1e-3},
         {},
         normalise_reward=False,
