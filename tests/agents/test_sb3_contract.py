@@ -39,6 +39,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from dilqr_rl import find_task
 from dilqr_rl.agents import MPCPolicy, MPCSACPolicy, MPCTD3Policy, PlanningPolicy
 
+pytestmark = pytest.mark.slow  # once, with the checkout; not again with the wheel
+
 each_algorithm = pytest.mark.parametrize("algorithm", POLICIES)
 each_off_policy = pytest.mark.parametrize("algorithm", [SAC, TD3])
 SEEN = observed(6, spread=0.3)

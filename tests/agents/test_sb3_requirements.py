@@ -52,6 +52,8 @@ from dilqr_rl import ILQROptions, find_task
 from dilqr_rl.agents import CostMap, MPCPolicy, MPCSACPolicy, MPCTD3Policy, PlanningPolicy, SolverHealthCallback
 from dilqr_rl.agents.learners import RecurrentLearner
 
+pytestmark = pytest.mark.slow  # once, with the checkout; not again with the wheel
+
 SMALL_MAP = CostMap(hidden=(4,))
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 each_algorithm = pytest.mark.parametrize("algorithm", POLICIES)
