@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -19,8 +20,10 @@ from stable_baselines3.common.utils import get_device
 from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.files import write_whole
-from dilqr_rl.agents.learnable import parameter_values
+from dilqr_rl.agents.learnable import copy_values, parameter_values
+from dilqr_rl.instance import bind
 from dilqr_rl.options import ILQROptions
+from dilqr_rl.problem import ControlProblem
 from dilqr_rl.tasks import ControlTask, find_task, known_ids
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _VERSION = "1"
+_UNITS = ("state_size", "control_size", "u_min", "u_max", "control_per_action")
 # Of a policy's classes, those that a checkpoint keeps by name; A2C brings the first with it.
 _OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     kind.__name__: kind for kind in (RMSpropTFLike, torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -67,7 +71,7 @@ def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) ->
     config = {
         "env_id": policy.task.name,
         "env_kwargs": dict(policy.task.env_kwargs),
-        "settings": {name: _plain(value) for name, value in policy.settings.items()},
+        "settings": {name: _plain(value) for name, value in policy.settings.items()} | {"horizon": policy.problem.horizon},
         "network": network,
     }
     write_checkpoint(path, policy.checkpoint_format, config, policy.state_dict(), overwrite=overwrite)
@@ -104,13 +108,36 @@ def _check_rebuilt(policy: PlanningPolicy) -> None:
                 f"{policy.observation_space.shape}. A wrapper isn't kept in a checkpoint: save the whole model with "
                 "Stable-Baselines3's own model.save, which pickles it."
             )
-        known, came = (task.problem(1) for task in (find_task(env), policy.task))
+        own = find_task(env)
+        known, came = own.problem(1), copy.deepcopy(policy.task).problem(1)
         named, planned = parameter_values(known).keys(), parameter_values(came).keys()
         if named != planned:
             raise ValueError(
                 f"policy: expected the model of {policy.task.name}, with {sorted(named)}, got one with {sorted(planned)}. Save "
                 "the learner instead, or the whole model with Stable-Baselines3's own model.save, which pickles it."
             )
+        copy_values(came, known)
+        if not _act_alike((own, known), (policy.task, came)):
+            raise ValueError(
+                f"policy: expected the model of {policy.task.name}, got one with its parameters but other settings or functions. "
+                "A checkpoint doesn't hold these: save the whole model with Stable-Baselines3's own model.save, which pickles."
+            )
+
+
+@torch.no_grad()
+def _act_alike(*models: tuple[ControlTask, ControlProblem]) -> bool:
+    """Whether two models have the same units and, at some states, the same next ones and costs."""
+    found = []
+    for task, problem in models:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(5, task.state_size, generator=generator, dtype=torch.float64)
+        u = torch.randn(5, task.control_size, generator=generator, dtype=torch.float64)
+        instance = bind(problem, x, None).at_first_step()
+        results = (instance.step(x, u, 0), instance.stage_cost(x[:, None], u[:, None]), instance.terminal_cost(x))
+        found.append(([getattr(task, name) for name in _UNITS], results))
+    (units, results), (other_units, other_results) = found
+    same = all(torch.allclose(a, b, equal_nan=True) for a, b in zip(results, other_results, strict=True))
+    return units == other_units and same
 
 
 def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str) -> Policy:

@@ -54,42 +54,54 @@ def fit_terminal_value(
     acts on a plan.
 
     Args:
-        policy: one with a terminal_value.
+        policy: one with a terminal_value, whether it is among what is learnt or not, and without a cost map.
         observations: (N, k), all over the states that plans may end in; some thousand.
         horizon: of the plans to learn from, which have the policy's physics and costs, but no terminal value.
         fit: settings of the fit.
 
     Returns:
-        The mean squared errors of costs and gradients, each relative to its variance, added up.
+        The mean squared errors of costs and gradients in the last batch, each relative to its variance, added up.
 
     Raises:
-        ValueError: the policy has no terminal value, or no plan converged.
+        ValueError: the policy has no terminal value, or a cost map, for which further steps have no observation; no plan
+            converged.
     """
     terminal = policy.problem.terminal_cost
     if not isinstance(terminal, TerminalValue):
         raise ValueError("policy: expected one with a terminal value, got none. Make it with terminal_value=(32, 32), say.")
-    settings = fit or TerminalFit()
-    x, cost, slope = _targets(policy, torch.as_tensor(observations), horizon)
-    if len(x) == 0:
+    if policy.planning.cost_map is not None:
+        raise ValueError("policy: expected one without a cost map, which writes costs from observations that plans don't have.")
+    targets = _targets(policy, torch.as_tensor(observations), horizon)
+    if len(targets[0]) == 0:
         raise ValueError(f"horizon: no plan of {horizon} steps converged from these observations. Try a shorter horizon.")
-    spread, spread_of_slopes = cost.std().clamp(min=1e-12), slope.std().clamp(min=1e-12)
+    loss = _fit(terminal, targets, fit or TerminalFit())
+    policy.follow_actor()
+    return loss
+
+
+def _fit(terminal: TerminalValue, targets: tuple[Tensor, Tensor, Tensor], settings: TerminalFit) -> float:
     parameters = list(terminal.network.parameters())
+    x, cost, slope = (part.to(parameters[0].device) for part in targets)
+    rests = [not parameter.requires_grad for parameter in parameters]
+    terminal.network.requires_grad_()
+    spread, spread_of_slopes = cost.std().clamp(min=1e-12), slope.std().clamp(min=1e-12)
     optimiser = torch.optim.Adam(parameters, settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
     loss = torch.tensor(0.0)
     for _ in range(settings.steps):
-        chosen = torch.randint(len(x), (settings.batch_size,), generator=generator)
+        chosen = torch.randint(len(x), (settings.batch_size,), generator=generator).to(x.device)
         value, dvalue_dx = _value_and_slope(terminal, x[chosen])
-        loss = ((value - cost[chosen]) / spread).square().mean() + (
-            (dvalue_dx - slope[chosen]) / spread_of_slopes
-        ).square().mean()
+        errors = (value - cost[chosen]) / spread, (dvalue_dx - slope[chosen]) / spread_of_slopes
+        loss = errors[0].square().mean() + errors[1].square().mean()
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
         schedule.step()
     optimiser.zero_grad()
+    for parameter, rested in zip(parameters, rests, strict=True):
+        parameter.requires_grad_(not rested)
     return loss.item()
 
 

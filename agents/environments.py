@@ -71,12 +71,15 @@ def calling_algorithm() -> BaseAlgorithm | None:
     """The algorithm that is constructing a policy, if one is.
 
     Stable-Baselines3 shows a policy its spaces only, and normalising leaves these as they are; so the algorithm is looked for
-    among the callers.
+    among the callers, by the method in which algorithms make their policies. There is no other way to it.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get("self"), BaseAlgorithm):
+    while frame is not None:
+        maker = frame.f_locals.get("self") if frame.f_code.co_name == "_setup_model" else None
+        if isinstance(maker, BaseAlgorithm):
+            return maker
         frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
+    return None
 
 
 def refuse_normalised_batch(algorithm: BaseAlgorithm) -> None:

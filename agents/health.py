@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dilqr_rl.solution import Solution
@@ -31,7 +32,7 @@ class SolverHealth:
         self.plans += residual.shape[0]
         self._converged += int(solution.converged.sum())
         self._iterations += int(solution.num_iterations.sum())
-        self._residual = max(self._residual, float(residual.max()))
+        self._residual = max(self._residual, float(residual.nan_to_num(nan=math.inf).max()))
 
     def summary(self) -> dict[str, float]:
         """The share that converged, their mean number of iterations and the largest residual; empty if there was no plan."""

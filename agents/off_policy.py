@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ __all__ = ["MPCSACPolicy", "MPCTD3Policy"]
 class _OffPolicy(PlanningPolicy):
     """What the two share: an actor of its own, whose `mu` is the planner, and actions that are kept in [-1, 1]."""
 
+    collects_by_predict = True
     actor: Any
 
     @property
@@ -79,6 +81,10 @@ class MPCTD3Policy(_OffPolicy, TD3Policy):
     def sample_around(self, actions: Tensor, observation: PyTorchObs) -> Tensor:
         """The actions themselves."""
         return actions
+
+    def follow_actor(self) -> None:
+        """See `PlanningPolicy`."""
+        self.actor_target.load_state_dict(self.actor.state_dict())
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
         """A planner, and no layers."""
@@ -199,7 +205,8 @@ class _SACActor(SACActor):
         mean = planned.clamp(-largest, largest).atanh()
         latent = self.latent_pi(features)
         if self.use_sde:
-            return mean, self.log_std, {"latent_sde": latent}
+            limit = self.clip_mean if self.clip_mean > 0 else math.inf
+            return mean.clamp(-limit, limit), self.log_std, {"latent_sde": latent}
         return mean, self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX), {}
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -32,7 +32,7 @@ from dilqr_rl.agents.environments import (
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.agents.rates import make_optimiser
-from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
+from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
@@ -78,6 +78,7 @@ class PlanningPolicy(BasePolicy):
     """
 
     checkpoint_format: ClassVar[str]
+    collects_by_predict: ClassVar[bool] = False  # its algorithm, which keeps no state in between
 
     def __init__(
         self,
@@ -103,6 +104,11 @@ class PlanningPolicy(BasePolicy):
         algorithm = calling_algorithm()
         if algorithm is not None:
             refuse_normalised_algorithm(algorithm)
+        if algorithm is not None and warm_start and self.collects_by_predict:
+            raise ValueError(
+                "warm_start: expected False for an off-policy algorithm, got True: it collects with `predict` and keeps no "
+                "state, so that each plan would start from guessed swings."
+            )
         self._algorithm = None if algorithm is None else weakref.ref(algorithm)
         if not isinstance(cost_map, CostMap | None):
             raise ValueError(f"cost_map: expected a dilqr_rl.agents.CostMap or None, got {cost_map!r}.")
@@ -222,7 +228,7 @@ class PlanningPolicy(BasePolicy):
                 "gives the observation and an info; only the first goes here."
             )
         seen, vectorised = self.obs_to_tensor(observation)
-        seen = {name: _single(part) for name, part in seen.items()} if isinstance(seen, dict) else _single(seen)
+        seen = _single(seen)
         solution = self.plan(seen, u_init=self._start_controls(seen, state, episode_start))  # type: ignore[arg-type]
         actions = self.planning.actions(solution)
         if not deterministic:
@@ -257,6 +263,9 @@ class PlanningPolicy(BasePolicy):
         if algorithm is not None:
             refuse_normalised_batch(algorithm)
         super().set_training_mode(mode)
+
+    def follow_actor(self) -> None:
+        """Tell target networks, where there are any, that the actor was changed from outside."""
 
     def constructor_arguments(self) -> dict[str, Any]:
         """What rebuilds this policy, by name."""
@@ -352,9 +361,11 @@ def _optimisers(policy: BasePolicy) -> dict[str, torch.optim.Optimizer]:
     return {name: optimiser for name, optimiser in found.items() if isinstance(optimiser, torch.optim.Optimizer)}
 
 
-def _single(part: Tensor) -> Tensor:
+def _single(seen: PyTorchObs) -> PyTorchObs:
     """In the precision that Stable-Baselines3 trains with, so that `predict` sees what training sees."""
-    return part.to(torch.float32) if part.is_floating_point() else part
+    if not isinstance(seen, dict):
+        return seen.float()
+    return {name: part.float() if name == STATE or part.is_floating_point() else part for name, part in seen.items()}
 
 
 def _last_plans(

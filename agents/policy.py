@@ -19,6 +19,8 @@ from dilqr_rl.solution import Solution
 
 __all__ = ["MPCPolicy"]
 
+_LARGEST_COST = 1e12
+
 
 class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
     """For Stable-Baselines3's PPO and A2C: the mean action is the first control of a plan.
@@ -58,6 +60,11 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
     ) -> None:
         if kwargs.get("squash_output"):
             raise ValueError("squash_output: expected False, got True. Plans keep to the bounds by themselves.")
+        if plan_cost_feature and kwargs.get("cost_map") and not kwargs.get("share_features_extractor", True):
+            raise ValueError(
+                "plan_cost_feature: expected False with a cost map where features aren't shared, got True: from the critic's own "
+                "features the map would write another cost than the actor's. Leave share_features_extractor at True."
+            )
         self.plan_cost_feature = plan_cost_feature
         arch = critic_layers(net_arch, "vf", [64, 64])
         super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, **kwargs)
@@ -156,7 +163,10 @@ class _PlanAndCritic(MlpExtractor):
     def _critic(self, features: Tensor, cost: Tensor) -> Tensor:
         if not self._sees_cost:
             return self.value_net(features)
-        told = cost.detach().sign() * cost.detach().abs().log1p()
+        finite = torch.nan_to_num(cost.detach(), nan=_LARGEST_COST).clamp(
+            -_LARGEST_COST, _LARGEST_COST
+        )  # of a plan that diverged
+        told = finite.sign() * finite.abs().log1p()
         return self.value_net(torch.cat((features, told.unsqueeze(1)), dim=1))
 
 

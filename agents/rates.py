@@ -34,7 +34,7 @@ def make_optimiser(
         model_rate: the factor.
     """
     problem = planning.planner.problem
-    layers = {id(p) for layer in problem.modules() if isinstance(layer, nn.Linear) for p in layer.parameters()}
+    layers = {id(p) for layer in problem.modules() if _is_layer(layer) for p in layer.parameters(recurse=False)}
     numbers = {id(p) for p in problem.parameters()} - layers
     groups = [
         {"params": [p for p in module.parameters() if (id(p) in numbers) == chosen], "rate": rate}
@@ -44,6 +44,11 @@ def make_optimiser(
     made.register_step_pre_hook(lambda own, *_: _multiply(own, 1.0))
     made.register_step_post_hook(lambda own, *_: _multiply(own, -1.0))
     return made
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """One of torch's own, such as Linear."""
+    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _multiply(optimiser: torch.optim.Optimizer, power: float) -> None:

@@ -51,11 +51,17 @@ def _check_observations(task: ControlTask, observation_space: spaces.Space[Any])
             f"observation_space: expected a flat Box, which {task.name}'s model turns into states, got {box}. Pixels, and "
             f'whatever else holds no state, go beside it: a Dict with the flat state as "{STATE}".'
         )
-    state = task.observation_to_state(torch.zeros(1, *box.shape))
+    try:
+        state = task.observation_to_state(torch.zeros(1, *box.shape))
+    except (IndexError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"observation_space: observation_to_state of {task.name}'s model can't take observations (B, {box.shape[0]}): "
+            f"{error}. Write it for these, over leading batch dimensions."
+        ) from error
     if state.shape != (1, task.state_size):
         raise ValueError(
             f"observation_space: observation_to_state of {task.name}'s model makes shape {tuple(state.shape)[1:]} of an "
-            f"observation {box.shape}, but its states have ({task.state_size},)."
+            f"observation {box.shape}, but its states have ({task.state_size},). Correct it, or the task's state_size."
         )
 
 

@@ -1,7 +1,7 @@
 """PPO with a planner whose cost a network writes: the observation says where to go, and only the reward says what that means.
 
 Run it: `python examples/ppo_cost_map.py`. It takes about half a minute on one core. A cart is to follow a target; the planner's
-own cost knows of none and stays at the middle, with a mean return of about -60. The cost map learns to set the goal.
+own cost knows of none and stays at the middle, with a mean return of -17; with the goals that the cost map learns it is -9.
 """
 
 from __future__ import annotations

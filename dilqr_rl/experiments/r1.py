@@ -213,11 +213,13 @@ def _swing_up_claims(records: Sequence[Record]) -> list[Claim]:
         shares = told([curve["upright"][-1] for curve in curves], ".2f")
         ours = f"steps {told(steps)} of {most:.0f}; return at the end {ends}, upright {shares}"
         if policy == "MPCPolicy":
-            text, good = f"within {wanted:,}", max(steps) <= wanted
+            text, verdict = f"wanted: within {wanted:,}", _verdict(max(steps) <= wanted)
+        elif most >= wanted:
+            text, verdict = f"wanted: not within {wanted:,}", _verdict(min(steps) > wanted)
         else:
-            text, good = f"not within {wanted:,}", min(steps) > wanted and most >= wanted
+            text, verdict = "-", "new"
         claim = f"Cart-pole, {policy}: steps until {100 * _SWUNG_UP:.0f} % of starts end upright"
-        found.append(Claim(claim, f"wanted: {text}", ours, _verdict(good)))
+        found.append(Claim(claim, text, ours, verdict))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -41,12 +42,14 @@ class Structure:
         fingerprint: of its functions.
         watch: tells whether the problem is still the same.
         tensors: its parameters and buffers by name.
+        problem: itself, weakly; a shallow copy shares what is kept with it.
         latest: the slots of the last instance, and the program, or why there is none.
     """
 
     fingerprint: Hashable
     watch: Watch
     tensors: dict[str, Tensor]
+    problem: weakref.ref[ControlProblem]
     latest: tuple[Any, Program | str] | None = None
 
 
@@ -65,9 +68,10 @@ class _Programs(dict[Hashable, "Program | str"]):
 def structure_of(problem: ControlProblem) -> Structure:
     """What a problem is made of now."""
     known: _Programs = vars(problem).setdefault("_native_programs", _Programs())
-    if known.structure is None or not known.structure.watch.holds():
-        known.structure = Structure(*watched_fingerprint(problem), named_tensors(problem))
-    return known.structure
+    structure = known.structure
+    if structure is None or structure.problem() is not problem or not structure.watch.holds():
+        known.structure = structure = Structure(*watched_fingerprint(problem), named_tensors(problem), weakref.ref(problem))
+    return structure
 
 
 def find_program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tensor, required: bool) -> Program | None:
@@ -84,9 +88,10 @@ def find_program(instance: Instance, structure: Structure, x0: Tensor, u_init: T
         ValueError: there is none, and it is required; the message says why.
     """
     if x0.device.type == "cpu":
-        if structure.latest is None or structure.latest[0] != instance.slots:
-            structure.latest = (instance.slots, _program(instance, structure, x0, u_init))
-        found = structure.latest[1]
+        latest = structure.latest
+        if latest is None or latest[0] != instance.slots:
+            structure.latest = latest = (instance.slots, _program(instance, structure, x0, u_init))
+        found = latest[1]
         if isinstance(found, Program) and found.fits(instance):
             return found
         reason = found if isinstance(found, str) else "an integer tensor was replaced through params"

@@ -40,6 +40,7 @@ _BASES = ("torch.nn.modules.module", "builtins", "abc", "typing")
 _NAMESPACES = (SimpleNamespace, Namespace)
 _DEEPEST = 12
 _MOST_CLASSES = 1024  # whose walks are remembered
+_UNSET = object()  # in a slot
 _LARGEST_ARRAY = 10_000  # bytes; of a larger one only the identity counts
 
 
@@ -176,8 +177,9 @@ class _Walk:
         slots = {} if _is_library(kind) else {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
         attributes = getattr(value, "__dict__", {}) if not _is_library(kind) or kind in _NAMESPACES else {}
         own = {**slots, **attributes} if isinstance(attributes, dict) else slots
-        if slots:
-            self.watch.again(lambda: tuple((name, _Same(getattr(value, name, None))) for name in slots))
+        declared = () if _is_library(kind) else tuple(_slots(kind))
+        if declared:
+            self.watch.again(lambda: tuple(_Same(getattr(value, name, _UNSET)) for name in declared))
         if own is not slots:
             self.watch.mapping(attributes)
         held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if self._follows(name))
