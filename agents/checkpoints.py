@@ -119,7 +119,7 @@ def _check_rebuilt(policy: PlanningPolicy) -> None:
         copy_values(came, known)
         if not _act_alike((own, known), (policy.task, came)):
             raise ValueError(
-                f"policy: expected the model of {policy.task.name}, got one with its parameters but other settings or functions. "
+                f"policy: expected the model of {policy.task.name}, got one with other settings or functions. "
                 "A checkpoint doesn't hold these: save the whole model with Stable-Baselines3's own model.save, which pickles."
             )
 

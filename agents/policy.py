@@ -62,8 +62,8 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
             raise ValueError("squash_output: expected False, got True. Plans keep to the bounds by themselves.")
         if plan_cost_feature and kwargs.get("cost_map") and not kwargs.get("share_features_extractor", True):
             raise ValueError(
-                "plan_cost_feature: expected False with a cost map where features aren't shared, got True: from the critic's own "
-                "features the map would write another cost than the actor's. Leave share_features_extractor at True."
+                "plan_cost_feature: expected False with a cost map where features aren't shared, got True: from the critic's "
+                "features the map would write another cost than from the actor's. Leave share_features_extractor at True."
             )
         self.plan_cost_feature = plan_cost_feature
         arch = critic_layers(net_arch, "vf", [64, 64])
