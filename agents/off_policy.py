@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,6 +23,8 @@ from dilqr_rl.agents.spaces import state_part
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["MPCSACPolicy", "MPCTD3Policy"]
+
+_CLIP_MEAN = 2.0  # Stable-Baselines3's default, which has no use here
 
 
 class _OffPolicy(PlanningPolicy):
@@ -144,6 +145,10 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
     ) -> None:
         if not isinstance(squash_margin, int | float) or not 0 < squash_margin < 1:
             raise ValueError(f"squash_margin: expected a number between 0 and 1, got {squash_margin!r}.")
+        if kwargs.get("clip_mean", _CLIP_MEAN) != _CLIP_MEAN:
+            raise ValueError(
+                f"clip_mean: expected none, got {kwargs['clip_mean']!r}. Use squash_margin, which does the same here."
+            )
         self.squash_margin = squash_margin
         arch = _sac_layers(net_arch)
         super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, log_std_init=log_std_init, **kwargs)
@@ -205,8 +210,7 @@ class _SACActor(SACActor):
         mean = planned.clamp(-largest, largest).atanh()
         latent = self.latent_pi(features)
         if self.use_sde:
-            limit = self.clip_mean if self.clip_mean > 0 else math.inf
-            return mean.clamp(-limit, limit), self.log_std, {"latent_sde": latent}
+            return mean, self.log_std, {"latent_sde": latent}
         return mean, self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX), {}
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

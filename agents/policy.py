@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
@@ -60,7 +60,9 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
     ) -> None:
         if kwargs.get("squash_output"):
             raise ValueError("squash_output: expected False, got True. Plans keep to the bounds by themselves.")
-        if plan_cost_feature and kwargs.get("cost_map") and not kwargs.get("share_features_extractor", True):
+        apart = not kwargs.get("share_features_extractor", True)
+        plain = kwargs.get("features_extractor_class", FlattenExtractor) in (FlattenExtractor, CombinedExtractor)
+        if plan_cost_feature and kwargs.get("cost_map") and apart and not plain:
             raise ValueError(
                 "plan_cost_feature: expected False with a cost map where features aren't shared, got True: from the critic's "
                 "features the map would write another cost than from the actor's. Leave share_features_extractor at True."
