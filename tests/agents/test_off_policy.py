@@ -237,3 +237,14 @@ def test_layers_are_as_asked_for(kind: Any, net_arch: Any, critic: list[int], de
 def test_impossible_arguments_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_an_algorithm_that_keeps_no_state_has_no_warm_start(algorithm: type[Any]) -> None:
+    with pytest.raises(ValueError, match="warm_start: expected False for an off-policy algorithm, got True"):
+        algorithm("MPCPolicy", "Pendulum-v1", policy_kwargs={"task": "Pendulum-v1", "warm_start": True}, device="cpu")
+
+
+def test_sac_s_own_limit_of_the_mean_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"clip_mean: expected none, got 1\.0\. Use squash_margin"):
+        policy(MPCSACPolicy, clip_mean=1.0)

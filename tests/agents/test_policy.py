@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from dilqr_rl import ILQROptions, Solution, find_task
+from dilqr_rl import ControlTask, ILQROptions, QuadraticCost, Solution, find_task
 from dilqr_rl.agents import MPCPolicy
 from dilqr_rl.agents.cold_start import best_of_swings
 from dilqr_rl.agents.environments import make_env
+from dilqr_rl.envs import PendulumDynamics
 
 IDS = ("dilqr_rl/Pendulum-v0", "dilqr_rl/CartPole-v0", "Pendulum-v1")
 each_id = pytest.mark.parametrize("env_id", IDS)
@@ -579,6 +581,49 @@ def test_squashing_is_refused() -> None:
 def test_layers_for_the_actor_are_refused() -> None:
     with pytest.raises(ValueError, match=r"net_arch: expected widths of the critic's layers, .*'pi': \[64\].*the actor plans"):
         make(net_arch={"pi": [64], "vf": [64]})
+
+
+def test_a_plan_that_diverges_spoils_no_gradient_through_the_critic() -> None:
+    class Diverging(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+            return self.k * (x + u) * torch.where(x.abs() > 5, 1e200, 1.0) ** 2
+
+    space = gym.spaces.Box(-10.0, 10.0, (1,))
+    task = ControlTask(
+        "Diverging", Diverging(), QuadraticCost([1.0, 1.0], [0.0, 0.0]), lambda seen: seen, horizon=3, state_size=1, control_size=1,
+        u_min=-1.0, u_max=1.0,
+    )  # fmt: skip
+    actions = gym.spaces.Box(-1.0, 1.0, (1,))
+    policy = MPCPolicy(space, actions, lambda _: 1e-3, task=task, learn=("dynamics.k",), plan_cost_feature=True)
+    seen = torch.tensor([[0.3], [8.0]])
+    assert not policy.plan(seen).cost[1].isfinite()
+    values, log_prob, _ = policy.evaluate_actions(seen, torch.zeros(2, 1))
+    (values.sum() + log_prob.sum()).backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in policy.parameters())
+
+
+@pytest.mark.parametrize("change", [{"control_per_action": 1.0}, {"horizon": 7}])
+def test_a_changed_task_is_kept_or_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    env = gym.make("Pendulum-v1")
+    task = replace(find_task(env), **change)
+    policy = MPCPolicy(env.observation_space, env.action_space, lambda _: 0.0, task=task)
+    policy.save(tmp_path / "policy.safetensors")
+    loaded = MPCPolicy.load(tmp_path / "policy.safetensors")
+    assert loaded.problem.horizon == policy.problem.horizon
+    np.testing.assert_array_equal(loaded.predict(near_upright(2))[0], policy.predict(near_upright(2))[0])
+
+
+def test_a_task_with_other_functions_is_not_written(tmp_path: Path) -> None:
+    env = gym.make("Pendulum-v1")
+    task = find_task(env)
+    slower = replace(task, dynamics=PendulumDynamics(time_step=0.02))
+    policy = MPCPolicy(env.observation_space, env.action_space, lambda _: 0.0, task=slower)
+    with pytest.raises(ValueError, match="policy: expected the model of Pendulum-v1, got one with other settings or functions"):
+        policy.save(tmp_path / "policy.safetensors")
 
 
 SHARED = make("Pendulum-v1")

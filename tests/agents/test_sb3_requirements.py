@@ -65,7 +65,7 @@ OWN: dict[str, Any] = {
     "learn": ("goal", "terminal"),
     "options": ILQROptions(max_iterations=9, tolerance=1e-4),
     "gradient": "diffmpc",
-    "warm_start": True,
+    "model_rate": 2.0,
     "cost_map": CostMap(("weights",), per_step=False, hidden=(3,)),
     "terminal_value": (5,),
     "activation_fn": torch.nn.ELU,
@@ -73,6 +73,7 @@ OWN: dict[str, Any] = {
 }
 OWN_BY_KIND: dict[type[PlanningPolicy], dict[str, Any]] = {
     MPCPolicy: {
+        "warm_start": True,  # which off-policy algorithms refuse
         "plan_cost_feature": True,
         "share_features_extractor": False,
         "net_arch": {"pi": [], "vf": [6]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from problems import FLOAT, normal, seeded_network, uniform
 from torch import Tensor, nn
 from traced_operations import M, V, first
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
 
 
 def problem_of(dynamics: Any) -> ControlProblem:
@@ -261,3 +262,43 @@ def seeded_dynamics(seed: int) -> nn.Module:
             return 0.5 * x + self.layer(torch.cat((x, u), dim=-1))
 
     return Network()
+
+
+class _Slots:
+    __slots__ = ("first", "second")
+
+
+class _ReadsSlots(torch.nn.Module):
+    def __init__(self, held: _Slots) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return (self.held.second if hasattr(self.held, "second") else self.held.first) * x + u
+
+
+def _linear(dynamics: torch.nn.Module) -> ControlProblem:
+    return ControlProblem(dynamics, QuadraticCost([1.0, 1.0], [0.0, 0.0]), horizon=3, state_size=1, control_size=1)
+
+
+def test_a_slot_that_is_filled_later_is_noticed() -> None:
+    held = _Slots()
+    held.first = 0.5
+    problem, x0 = _linear(_ReadsSlots(held)), torch.ones(1, 1, dtype=torch.float64)
+    before = ILQR(problem)(x0).cost
+    held.second = 0.9
+    after = ILQR(problem)(x0).cost
+    assert after > before
+    torch.testing.assert_close(after, ILQR(problem, ILQROptions(backend="torch"))(x0).cost)
+
+
+def test_a_shallow_copy_with_other_dynamics_is_another_problem() -> None:
+    first, second = _Slots(), _Slots()
+    first.first, second.first = 0.5, 0.9
+    problem, x0 = _linear(_ReadsSlots(first)), torch.ones(1, 1, dtype=torch.float64)
+    before = ILQR(problem)(x0).cost
+    other = copy.copy(problem)
+    other._modules = dict(other._modules)
+    other.dynamics = _ReadsSlots(second)
+    torch.testing.assert_close(ILQR(other)(x0).cost, ILQR(other, ILQROptions(backend="torch"))(x0).cost)
+    torch.testing.assert_close(ILQR(problem)(x0).cost, before)
