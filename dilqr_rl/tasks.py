@@ -34,6 +34,9 @@ class ControlTask:
         control_per_action: control = control_per_action * action.
         terminal_cost: x -> cost of the last state, if any.
         env_kwargs: what the environment was made with; `find_task` fills it in.
+
+    Raises:
+        ValueError: a bound or a factor that is neither a number nor an array.
     """
 
     name: str
@@ -48,6 +51,14 @@ class ControlTask:
     control_per_action: float = 1.0
     terminal_cost: nn.Module | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("u_min", "u_max", "control_per_action"):
+            value = getattr(self, name)
+            if value is None or isinstance(value, list | tuple):
+                raise ValueError(
+                    f"{name}: expected a number, or a tensor ({self.control_size},), got {value!r}. No bound is infinity."
+                )
 
     def problem(self, horizon: int | None = None) -> ControlProblem:
         """The control problem that plans `horizon` steps of this task (its own default if None)."""

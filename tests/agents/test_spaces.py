@@ -160,3 +160,10 @@ def test_a_batch_is_refused_where_one_environment_is_meant() -> None:
     refused: Callable[[Any], Any] = MPCPolicy.for_env
     with pytest.raises(ValueError, match=r"env: expected a Gymnasium environment, got .*DummyVecEnv.*gymnasium\.make first"):
         refused(batch())
+
+
+@pytest.mark.parametrize("change", [{"u_max": [2.0]}, {"u_min": None}, {"control_per_action": (1.0,)}])
+def test_bounds_that_are_no_numbers_are_refused_by_the_task(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name}: expected a number, or a tensor"):
+        replace(find_task(gym.make("Pendulum-v1")), **change)
