@@ -126,6 +126,6 @@ def test_r2_compares_with_the_long_horizon(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_r2_learns_from_plans_and_from_reward() -> None:
     found = {trial.settings["what"]: r2.run(trial.settings, Path()) for trial in r2.trials("smoke")}
-    assert 0 < found["plans"]["loss"] < math.inf
+    assert found["plans"]["loss"] < 5  # that of a value of zero is 5.2: costs of 27 in the mean spread by 14
     assert found["reward"]["curve"]["steps"] == [0, 2048]
     assert set(found["plain"]) == {"5", "20"}
