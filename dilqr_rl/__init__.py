@@ -14,11 +14,13 @@ if not (_Path(__file__).parent / "envs").is_dir():  # a checkout: dilqr_rl.envs 
     __path__.append(str(_Path(__file__).parents[1]))
 
 from dilqr_rl.costs import QuadraticCost
+from dilqr_rl.guess import Guess
+from dilqr_rl.multi_start import MultiStart
 from dilqr_rl.native import compile_dynamics
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import Solution, Status
+from dilqr_rl.solution import History, Solution, Status
 from dilqr_rl.tasks import ControlTask, find_task, register_task
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ __all__ = [
     "ILQR",
     "ControlProblem",
     "ControlTask",
+    "Guess",
+    "History",
     "ILQROptions",
     "MPCPolicy",
+    "MultiStart",
     "QuadraticCost",
     "Solution",
     "Status",

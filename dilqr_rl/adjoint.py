@@ -19,7 +19,7 @@ the one of staying. A control without any curvature (its row of Q_uu is zero) st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,34 +28,35 @@ from torch.func import grad
 from dilqr_rl.box import product
 from dilqr_rl.derivatives import dynamics_hessian, terminal_gradient
 from dilqr_rl.fixed_point import LossGradient
-from dilqr_rl.ilqr import Iterate, expand, with_curvature
+from dilqr_rl.ilqr import expand, with_curvature
 from dilqr_rl.instance import Instance
 from dilqr_rl.lqr import Quadratic, backward_sweep, control_gradient, costates, linear_rollout
-from dilqr_rl.solution import Status
+from dilqr_rl.solution import Solution
 
 
 class Adjoint:
     """A `Pullback` by torch operations.
 
     Args:
-        solved: the solution, its instance that of the whole batch.
+        instance: the problems.
+        solution: theirs.
         exact: the gradient of the fixed point; else DiffMPC's.
     """
 
-    def __init__(self, solved: Iterate, exact: bool) -> None:
-        self._solved, self._exact = replace(solved, instance=solved.instance.with_values(())), exact
+    def __init__(self, instance: Instance, solution: Solution, exact: bool) -> None:
+        self._instance, self._solution, self._exact = instance.with_values(()), solution, exact
 
     def __call__(
         self, values: tuple[Tensor, ...], needed: tuple[bool, ...], loss: LossGradient
     ) -> tuple[Tensor, list[Tensor | None]]:
         """See `Pullback`."""
-        solved = self._solved
-        good = (solved.status == Status.CONVERGED).nonzero().squeeze(1)
-        dx0 = torch.zeros_like(solved.x[:, 0])
+        solution, instance = self._solution, self._instance.with_values(values)
+        good = solution.converged.nonzero().squeeze(1)
+        dx0 = torch.zeros_like(solution.states[:, 0])
         if good.numel() == 0:
             return dx0, [torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True)]
-        instance = solved.instance.with_values(values)
-        point = Point(instance.select(good), *(part[good] for part in (solved.x, solved.u, solved.lower, solved.upper)))
+        bounds = instance.bounds(dx0.shape[0])
+        point = Point(instance.select(good), *(part[good] for part in (solution.states, solution.controls, *bounds)))
         step = solve_adjoint(point, LossGradient(*(part[good] for part in loss)), exact=self._exact)
         return dx0.index_put((good,), step.mu[:, 0]), _value_gradients(instance, needed, good, point, step)
 
@@ -100,8 +101,9 @@ def solve_adjoint(point: Point, gradient_of_loss: LossGradient, *, exact: bool) 
     A problem whose system is singular has no derivative; it gets zeros.
     """
     model, costate = expand(point.instance, point.x, point.u)
-    curvature = dynamics_hessian(point.instance, point.x[:, :-1], point.u, costate[:, 1:])
-    model = with_curvature(model, curvature, torch.full_like(costate[:, 0, 0], float(exact)))
+    if exact:
+        curvature = dynamics_hessian(point.instance, point.x[:, :-1], point.u, costate[:, 1:])
+        model = with_curvature(model, curvature, torch.ones_like(costate[:, 0, 0]))
     gradient = control_gradient(model.F, model.g, costate)
     at_lower = (point.u <= point.lower) | (point.u - gradient <= point.lower)
     at_upper = ~at_lower & ((point.u >= point.upper) | (point.u - gradient >= point.upper))

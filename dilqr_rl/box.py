@@ -18,58 +18,69 @@ class BoxStep(NamedTuple):
         k: (B, m), the minimum.
         K: (B, m, n), its feedback -Q^-1 Q_ux on the free components, zero on the others.
         positive: (B,) bool, whether Q is positive definite on the components that were free, so that k is a minimum.
+        singular: (B,) bool, whether it is not, but would be if it were larger by its rounding.
     """
 
     k: Tensor
     K: Tensor
     positive: Tensor
+    singular: Tensor
 
 
-def box_step(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor) -> BoxStep:
+def box_step(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor, rounding: Tensor | None = None) -> BoxStep:
     """Solve the program for Q (B, m, m), q (B, m), Q_ux (B, m, n), lower and upper (B, m).
+
+    `rounding` (B, m) is what the diagonal of Q may have lost to rounding, zero by default.
 
     A component with lower == upper stays there, whatever Q, and so does one without any curvature (its row of Q is zero),
     at the clipped origin: it has no minimum, or no effect. Where Q is not positive definite on the components that are
     free at the clipped origin, or on those free later, k is the stationary point on these, and `positive` says so.
     """
+    rounding = torch.zeros_like(q) if rounding is None else rounding
     flat = (Q == 0).all(-1)
     origin = torch.clamp(torch.zeros_like(q), lower, upper)
     lower, upper = torch.where(flat, origin, lower), torch.where(flat, origin, upper)
     if q.shape[-1] == 1:
-        step = _one_control(Q + flat.unsqueeze(-1), q, Q_ux, lower, upper)
+        step = _one_control(Q + flat.unsqueeze(-1), q, Q_ux, lower, upper, rounding)
     else:
-        k, free = _find_minimum(*(part.detach() for part in (Q, q, lower, upper)))
+        k, free = _find_minimum(*(part.detach() for part in (Q, q, lower, upper, rounding)))
         bound = torch.where(k <= lower, lower, upper)
-        step = _on_free_components(Q, q, Q_ux, torch.where(free, torch.zeros_like(bound), bound), free)
-    return step._replace(positive=step.positive & ~(flat & (q != 0)).any(-1))
+        step = _on_free_components(Q, q, Q_ux, torch.where(free, torch.zeros_like(bound), bound), free, rounding)
+    missing = (flat & (q != 0)).any(-1)
+    return step._replace(positive=step.positive & ~missing, singular=step.singular | (step.positive & missing))
 
 
-def _one_control(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor) -> BoxStep:
+def _one_control(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor, rounding: Tensor) -> BoxStep:
     unbounded = -q / Q[..., 0]
     down, up = (q >= 0) & (lower >= 0), (q <= 0) & (upper <= 0)  # at a bound that it presses against
     held = down | up
     free = ~held & (lower < unbounded) & (unbounded < upper)
     k = torch.where(free, unbounded, torch.where(down | (~up & (unbounded <= lower)), lower, upper))
     K = torch.where(free.unsqueeze(-1), -Q_ux / Q, torch.zeros_like(Q_ux))
-    return BoxStep(k, K, ((Q[..., 0] > 0) | held).squeeze(-1))
+    positive = (Q[..., 0] > rounding) | held
+    return BoxStep(k, K, positive.squeeze(-1), (~positive & (Q[..., 0] >= -rounding)).squeeze(-1))
 
 
-def _on_free_components(Q: Tensor, q: Tensor, Q_ux: Tensor, bound: Tensor, free: Tensor) -> BoxStep:
+def _on_free_components(Q: Tensor, q: Tensor, Q_ux: Tensor, bound: Tensor, free: Tensor, rounding: Tensor) -> BoxStep:
     """k and K with the components that are not free held at `bound`: one linear system for both."""
-    masked, positive = _masked(Q, free)
+    masked, positive = _masked(Q, free, rounding)
+    larger = masked.detach() + torch.diag_embed(2 * rounding)
+    singular = ~positive & (torch.linalg.cholesky_ex(larger).info == 0)
     right = torch.cat((-(q + product(Q, bound)).unsqueeze(-1), -Q_ux), dim=-1)
     solved = torch.linalg.solve_ex(masked, torch.where(free.unsqueeze(-1), right, torch.zeros_like(right))).result
-    return BoxStep(torch.where(free, solved[..., 0], bound), solved[..., 1:], positive)
+    return BoxStep(torch.where(free, solved[..., 0], bound), solved[..., 1:], positive, singular)
 
 
-def _masked(Q: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Q on the free components, the identity on the others; and whether it is positive definite."""
+def _masked(Q: Tensor, free: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Q on the free components, the identity on the others; and whether it is positive definite by more than its rounding."""
     pairs = free.unsqueeze(-1) & free.unsqueeze(-2)
     masked = torch.where(pairs, Q, torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).expand_as(Q))
-    return masked, torch.linalg.cholesky_ex(masked.detach()).info == 0
+    factor, info = torch.linalg.cholesky_ex(masked.detach())
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    return masked, (info == 0) & (~free | (pivots > rounding)).all(-1)
 
 
-def _find_minimum(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+def _find_minimum(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
     """The minimum and its free set, by Newton steps on the free components, each as far as the first bound in its way.
 
     The first step, from the clipped origin, is clipped instead: that brings most components to their place at once. Where
@@ -79,11 +90,11 @@ def _find_minimum(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor) -> tuple[T
     """
     k = torch.clamp(torch.zeros_like(q), lower, upper)
     free = ~_pressing(Q, q, k, lower, upper)
-    direction, running = _newton_direction(Q, q, k, free)
+    direction, running = _newton_direction(Q, q, k, free, rounding)
     k = torch.where(running.unsqueeze(-1), torch.clamp(k + direction, lower, upper), k)
     free = torch.where(running.unsqueeze(-1), ~_pressing(Q, q, k, lower, upper), free)
     for _ in range(_MAX_ITERATIONS):
-        direction, positive = _newton_direction(Q, q, k, free)
+        direction, positive = _newton_direction(Q, q, k, free, rounding)
         running = running & positive
         moved, stopped = _move(k, direction, lower, upper)
         at_minimum = ~stopped.any(-1, keepdim=True)
@@ -103,9 +114,9 @@ def _pressing(Q: Tensor, q: Tensor, k: Tensor, lower: Tensor, upper: Tensor) -> 
     return ((k <= lower) & (gradient >= -rounding)) | ((k >= upper) & (gradient <= rounding))
 
 
-def _newton_direction(Q: Tensor, q: Tensor, k: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+def _newton_direction(Q: Tensor, q: Tensor, k: Tensor, free: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
     """The step to the minimum over the free components, and whether there is one."""
-    masked, positive = _masked(Q, free)
+    masked, positive = _masked(Q, free, rounding)
     right = torch.where(free, -(q + product(Q, k)), 0.0)
     return torch.linalg.solve_ex(masked, right.unsqueeze(-1)).result.squeeze(-1), positive
 

@@ -1,10 +1,11 @@
 """The algorithm: box-constrained iterative LQR with a Newton finish, for a batch of problems.
 
 One iteration linearises around the trajectory, sweeps backwards (lqr.py), and rolls the nonlinear dynamics out under the policy
-found, with a line search (Tassa, Mansard and Todorov 2014). The Hessian is the Lagrangian's, l + lambda^T f, wherever the
-sweep stays positive definite with it: Newton's method, which converges quadratically. Elsewhere the part that comes from
-the dynamics is weighted down in tenths, to zero if need be, which is the Gauss-Newton step of plain iLQR. Each problem
-takes its own steps and leaves the batch when it has ended.
+found, with a line search (Tassa, Mansard and Todorov 2014). The Hessian is the Lagrangian's, l + lambda^T f, wherever every
+Q_uu is positive definite with it: Newton's method, which converges quadratically. Else the part that comes from the dynamics is
+weighted down in tenths. Where the whole of that step doesn't lower the cost, the Gauss-Newton step of plain iLQR is tried
+beside it, with the costs' Hessians alone, made positive semidefinite, and the better of the two is taken. Each problem takes
+its own steps and leaves the batch when its gradient is small and Newton's step would hardly move its controls.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.box import product
+from dilqr_rl.convex import nearest_convex
 from dilqr_rl.derivatives import (
     dynamics_hessian,
     dynamics_jacobian,
@@ -24,14 +26,16 @@ from dilqr_rl.derivatives import (
     terminal_gradient,
     terminal_hessian,
 )
+from dilqr_rl.guess import Guess
 from dilqr_rl.instance import Instance
-from dilqr_rl.lqr import Policy, Quadratic, backward_sweep, control_gradient, costates
+from dilqr_rl.lqr import Lift, Policy, Quadratic, backward_sweep, control_gradient, costates, largest_change
 from dilqr_rl.options import ILQROptions
-from dilqr_rl.solution import Status
+from dilqr_rl.solution import History, Status
+from dilqr_rl.watching import Deadline, Recorder
 
 _RUNNING = -1
-_WEIGHTS = 10  # of the dynamics' curvature: 1, then 9/10, ..., 0
-_LARGEST_SWEEP = 2**24  # numbers in the Hessians of one sweep over all weights
+_SHARES = 10  # of the dynamics' curvature: 1, then 9/10, ..., 0
+_LARGEST_SWEEP = 2**24  # numbers in the Hessians of one sweep over all shares
 _EPSILON = torch.finfo(torch.float64).eps
 _ROUNDING = 64 * _EPSILON  # of a cost, relative: differences below it mean nothing
 
@@ -47,11 +51,12 @@ class Iterate:
         x: (K, T+1, n).
         u: (K, T, m).
         cost: (K,).
-        regularisation: (K,), added to the diagonal of Q_uu.
+        damping: (K,), added to the diagonal of Q_uu, relative to its largest element.
         status: (K,), a `Status`, or -1 while running.
         iterations: (K,), steps tried.
         residual: (K,), norm of the projected gradient at this trajectory.
         gains: (K, T, m, n), feedback at this trajectory.
+        singular: (K,), see `Solution`.
     """
 
     index: Tensor
@@ -61,11 +66,12 @@ class Iterate:
     x: Tensor
     u: Tensor
     cost: Tensor
-    regularisation: Tensor
+    damping: Tensor
     status: Tensor
     iterations: Tensor
     residual: Tensor
     gains: Tensor
+    singular: Tensor
 
     def select(self, positions: Tensor) -> Iterate:
         """Some of these problems."""
@@ -75,55 +81,59 @@ class Iterate:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one iteration did, so that unroll.py can do it again with gradients on: for K problems, (K,) each.
+    """What one iteration did, so that it can be told, and done again with gradients on: for K problems, (K,) each.
 
     Attributes:
         index: their places in the batch.
-        weight: the share of the dynamics' curvature in the Hessian: 1 in a Newton step, 0 in a Gauss-Newton step.
-        regularisation: added to the diagonal of Q_uu.
+        share: of the dynamics' curvature in the Hessian: 1 in a Newton step, 0 in a Gauss-Newton step; -1 where there was none.
+        damping: added to the diagonal of Q_uu, relative to its largest element.
         step_length: 0 where no step was taken.
     """
 
     index: Tensor
-    weight: Tensor
-    regularisation: Tensor
+    share: Tensor
+    damping: Tensor
     step_length: Tensor
 
 
 @torch.no_grad()
 def solve(
-    instance: Instance, x0: Tensor, u_init: Tensor, options: ILQROptions, decisions: list[Decision] | None = None
-) -> Iterate:
+    instance: Instance, x0: Tensor, guess: Guess, options: ILQROptions, decisions: list[Decision] | None = None
+) -> tuple[Iterate, History | None]:
     """Solve B problems.
 
     Args:
         instance: the problems, in float64.
         x0: start states (B, n).
-        u_init: controls to start from (B, T, m), clipped to the bounds.
+        guess: where to start, (B, ...); controls are clipped to the bounds.
         options: settings.
         decisions: a list to append every iteration's decisions to, or None.
 
     Returns:
-        The last trajectories of all problems, in the order of the batch, with their statuses.
+        The last trajectories of all problems, in the order of the batch, with their statuses; and what happened, if asked for.
     """
-    running = _start(instance, x0, u_init)
+    running, step = _start(instance, x0, guess), None
     ended: list[Iterate] = []
-    for _ in range(options.max_iterations + 1):
+    recorder, deadline = Recorder(len(x0), options.record), Deadline(options.max_seconds)
+    while True:
         model, costate = expand(running.instance, running.x, running.u)
         running = _measure(running, model, costate, options)
-        policy, weight = _find_policy(running, model, costate)
+        recorder.add(running.index, (running.cost, running.residual), step)
+        running, policy, share = _find_policy(running, model, costate, options)
         running = replace(running, gains=policy.K)
-        stays = _positions(running.status == _RUNNING)
         ended.append(running.select(_positions(running.status != _RUNNING)))
-        running, policy, weight = running.select(stays), policy.select(stays), weight[stays]
+        stays = _positions(running.status == _RUNNING)
         if stays.numel() == 0:
-            break
-        regularisation = running.regularisation
-        running, step_length = _search(running, policy, options)
+            return _in_order(ended), recorder.history()
+        running, model, policy, share = running.select(stays), model.select(stays), policy.select(stays), share[stays]
+        damping = running.damping
+        running, share, step_length = _descend(running, model, policy, share, options)
+        step = (step_length, damping, share)
         if decisions is not None:
-            decisions.append(Decision(running.index, weight, regularisation, step_length))
+            decisions.append(Decision(running.index, share, damping, step_length))
         running = _adapt(running, step_length, options)
-    return _in_order(ended)
+        if deadline.is_near():
+            running = replace(running, status=torch.where(running.status == _RUNNING, Status.TIME_LIMIT, running.status))
 
 
 def rollout(instance: Instance, x0: Tensor, u: Tensor) -> Tensor:
@@ -142,9 +152,14 @@ def expand(instance: Instance, x: Tensor, u: Tensor) -> tuple[Quadratic, Tensor]
     return Quadratic(F, H, g, H_T, g_T), costates(F, g, g_T)
 
 
-def with_curvature(model: Quadratic, curvature: Tensor, weight: Tensor) -> Quadratic:
-    """The model with the dynamics' curvature (B, T, n+m, n+m) added to its Hessians, weighted by `weight` (B,)."""
-    return model._replace(H=model.H + weight[:, None, None, None] * curvature)
+def with_curvature(model: Quadratic, curvature: Tensor, share: Tensor) -> Quadratic:
+    """The model with a share (B,) of the dynamics' curvature (B, T, n+m, n+m) added to its Hessians."""
+    return model._replace(H=model.H + share[:, None, None, None] * curvature)
+
+
+def made_convex(model: Quadratic) -> Quadratic:
+    """The model with positive semidefinite Hessians."""
+    return model._replace(H=nearest_convex(model.H), H_T=nearest_convex(model.H_T))
 
 
 def take_step(
@@ -171,11 +186,25 @@ def projected_gradient_norm(gradient: Tensor, u: Tensor, lower: Tensor, upper: T
     return (u - torch.clamp(u - gradient, lower, upper)).flatten(1).norm(dim=1)
 
 
-def _start(instance: Instance, x0: Tensor, u_init: Tensor) -> Iterate:
-    B, T, m = u_init.shape
+def begin(instance: Instance, x0: Tensor, guess: Guess) -> tuple[Tensor, Tensor]:
+    """The first trajectory: states (B, T+1, n) and controls (B, T, m) within the bounds, from x0 (B, n)."""
+    lower, upper = instance.bounds(guess.controls.shape[0])
+    if guess.states is None:
+        u = torch.clamp(guess.controls, lower, upper)
+        return rollout(instance, x0, u), u
+    gains = policy_around(instance, guess, lower, upper).K if guess.gains is None else guess.gains
+    states, controls = [x0], []
+    parts = (guess.controls, gains, guess.states[:, :-1], lower, upper)
+    for t, (u_t, K, x_t, low, high) in enumerate(zip(*(part.unbind(1) for part in parts), strict=True)):
+        controls.append(torch.clamp(u_t + product(K, states[-1] - x_t), low, high))
+        states.append(instance.step(states[-1], controls[-1], t))
+    return torch.stack(states, dim=1), torch.stack(controls, dim=1)
+
+
+def _start(instance: Instance, x0: Tensor, guess: Guess) -> Iterate:
+    B, T, m = guess.controls.shape
     lower, upper = instance.bounds(B)
-    u = torch.clamp(u_init, lower, upper)
-    x = rollout(instance, x0, u)
+    x, u = begin(instance, x0, guess)
     zeros, counts = x0.new_zeros(B), torch.zeros(B, dtype=torch.int64, device=x0.device)
     return Iterate(
         index=torch.arange(B, device=x0.device),
@@ -185,46 +214,106 @@ def _start(instance: Instance, x0: Tensor, u_init: Tensor) -> Iterate:
         x=x,
         u=u,
         cost=instance.total_cost(x, u),
-        regularisation=zeros,
+        damping=zeros,
         status=counts + _RUNNING,
         iterations=counts,
         residual=zeros,
         gains=x0.new_zeros(B, T, m, x0.shape[-1]),
+        singular=zeros != 0,
     )
 
 
+def policy_around(instance: Instance, guess: Guess, lower: Tensor, upper: Tensor) -> Policy:
+    """Gauss-Newton's policy around a guess, whose states need not be those of its controls."""
+    controls, states = guess.controls, guess.states
+    if states is None:
+        raise ValueError("guess.states: expected states to find a policy around, got none.")
+    model, _ = expand(instance, states, controls)
+    gaps = instance.dynamics(states[:, :-1], controls) - states[:, 1:]
+    none = torch.zeros_like(states[:, 0, 0])
+    return backward_sweep(made_convex(model), lower - controls, upper - controls, none, Lift.ALL, gaps)
+
+
 def _measure(running: Iterate, model: Quadratic, costate: Tensor, options: ILQROptions) -> Iterate:
-    """The iterate with its residual, and the statuses that follow from it."""
+    """The iterate with its residual, and how it ends where it isn't finite or has had its iterations."""
     gradient = control_gradient(model.F, model.g, costate)
     residual = projected_gradient_norm(gradient, running.u, running.lower, running.upper)
     status = running.status
     status = torch.where((status == _RUNNING) & (running.iterations >= options.max_iterations), Status.MAX_ITERATIONS, status)
-    status = torch.where(residual <= options.tolerance, Status.CONVERGED, status)
     finite = torch.isfinite(running.cost) & torch.isfinite(residual)
     finite = finite & torch.isfinite(model.F).flatten(1).all(1) & torch.isfinite(running.x).flatten(1).all(1)
     return replace(running, residual=residual, status=torch.where(finite, status, Status.NONFINITE))
 
 
-def _find_policy(running: Iterate, model: Quadratic, costate: Tensor) -> tuple[Policy, Tensor]:
-    """Each problem's policy, and the largest weight (K,) of the dynamics' curvature that keeps it positive definite."""
+def _find_policy(running: Iterate, model: Quadratic, costate: Tensor, options: ILQROptions) -> tuple[Iterate, Policy, Tensor]:
+    """Each problem's policy, and the share (K,) of the dynamics' curvature in it; those that have converged end.
+
+    Near a solution, damping would hide how far it is, so there is none.
+    """
     curvature = dynamics_hessian(running.instance, running.x[:, :-1], running.u, costate[:, 1:])
-    weight = torch.ones_like(running.cost)
-    policy = _sweep(running, with_curvature(model, curvature, weight))
-    lighter = torch.arange(_WEIGHTS - 1, -1, -1, dtype=weight.dtype, device=weight.device) / _WEIGHTS
-    most = max(1, _LARGEST_SWEEP // (_WEIGHTS * curvature[0].numel()))
+    near = (running.residual <= options.tolerance) & (running.status != Status.NONFINITE)
+    policy, share = _sweep(replace(running, damping=torch.where(near, 0.0, running.damping)), model, curvature)
+    newton = (share == 1) & ~policy.lifted
+    change = largest_change(model.F, policy, running.lower - running.u, running.upper - running.u)
+    rests = change <= options.step_tolerance * (1.0 + running.u.abs().flatten(1).amax(1))
+    converged = near & (rests | ~newton | (running.status == Status.LINE_SEARCH_FAILED))
+    again = _positions(near & ~converged & (running.damping > 0) & (running.status == _RUNNING))
+    if again.numel() > 0:
+        damped, other = _sweep(running.select(again), model.select(again), curvature[again])
+        policy, share = policy.merge(again, damped), share.index_put((again,), other)
+    status = torch.where(converged, Status.CONVERGED, running.status)
+    return replace(running, status=status, singular=converged & ~newton), policy, share
+
+
+def _sweep(running: Iterate, model: Quadratic, curvature: Tensor) -> tuple[Policy, Tensor]:
+    """Newton's policy where every Q_uu is positive definite; else that of the largest share of curvature, or Gauss-Newton's."""
+    share = torch.ones_like(running.cost)
+    policy = _swept(running, with_curvature(model, curvature, share), Lift.SINGULAR)
+    lighter = torch.arange(_SHARES - 1, 0, -1, dtype=share.dtype, device=share.device) / _SHARES
+    most = max(1, _LARGEST_SWEEP // (_SHARES * curvature[0].numel()))
     for failed in filter(len, _positions(~policy.positive).split(most)):
-        repeated = failed.repeat_interleave(_WEIGHTS)
+        repeated = failed.repeat_interleave(len(lighter))
         trial = with_curvature(model.select(repeated), curvature[repeated], lighter.repeat(failed.numel()))
-        trials = _sweep(running.select(repeated), trial)
-        first = trials.positive.view(-1, _WEIGHTS).to(torch.uint8).argmax(1)
-        best = torch.arange(failed.numel(), device=first.device) * _WEIGHTS + first
+        trials = _swept(running.select(repeated), trial, Lift.NONE)
+        first = trials.positive.view(-1, len(lighter)).to(torch.uint8).argmax(1)
+        best = torch.arange(failed.numel(), device=first.device) * len(lighter) + first
         policy = policy.merge(failed, trials.select(best))
-        weight = weight.index_put((failed,), lighter[first])
-    return policy, weight
+        share = share.index_put((failed,), lighter[first])
+    failed = _positions(~policy.positive)
+    if failed.numel() > 0:
+        policy = policy.merge(failed, _gauss_newton(running.select(failed), model.select(failed)))
+        share = share.index_put((failed,), torch.zeros_like(share[failed]))
+    none = torch.zeros((), dtype=policy.K.dtype, device=policy.K.device)
+    policy = replace(policy, K=torch.where(policy.positive[:, None, None, None], policy.K, none))
+    return policy, torch.where(policy.positive, share, -1.0)
 
 
-def _sweep(running: Iterate, model: Quadratic) -> Policy:
-    return backward_sweep(model, running.lower - running.u, running.upper - running.u, running.regularisation)
+def _gauss_newton(running: Iterate, model: Quadratic) -> Policy:
+    return _swept(running, made_convex(model), Lift.ALL)
+
+
+def _swept(running: Iterate, model: Quadratic, lift: Lift) -> Policy:
+    return backward_sweep(model, running.lower - running.u, running.upper - running.u, running.damping, lift)
+
+
+def _descend(
+    running: Iterate, model: Quadratic, policy: Policy, share: Tensor, options: ILQROptions
+) -> tuple[Iterate, Tensor, Tensor]:
+    """A step along each policy, the share (K,) of curvature that it was found with, and its length (K,), 0 for no step.
+
+    Where the policy has a part of the curvature only, and its whole step is too long, Gauss-Newton's is tried as well.
+    """
+    moved, length = _search(running, policy, options)
+    short = _positions((length < 1) & (share > 0) & (share < 1))
+    if short.numel() == 0:
+        return moved, share, length
+    before = running.select(short)
+    other, other_length = _search(before, _gauss_newton(before, model.select(short)), options)
+    better = (other_length > 0) & ((length[short] == 0) | (other.cost < moved.cost[short]))
+    taken, place = _positions(better), short[better]
+    parts = {name: getattr(moved, name).index_put((place,), getattr(other, name)[taken]) for name in ("x", "u", "cost")}
+    length = length.index_put((place,), other_length[taken])
+    return replace(moved, **parts), share.index_put((place,), torch.zeros_like(share[place])), length
 
 
 def _search(running: Iterate, policy: Policy, options: ILQROptions) -> tuple[Iterate, Tensor]:
@@ -260,15 +349,15 @@ def _try(running: Iterate, policy: Policy, step_length: Tensor, options: ILQROpt
 
 
 def _adapt(running: Iterate, step_length: Tensor, options: ILQROptions) -> Iterate:
-    """Count the iteration and set the next one's regularisation: less after a whole step, more after none."""
+    """Count the iteration and set the next one's damping: less after a whole step, more after none."""
     factor, least = options.regularisation_factor, options.regularisation_min
-    lower = running.regularisation / factor
+    lower = running.damping / factor
     lower = torch.where(lower < least, 0.0, lower)
-    higher = (running.regularisation * factor).clamp(min=least)
-    regularisation = torch.where(step_length == 1, lower, running.regularisation)
-    regularisation = torch.where(step_length == 0, higher, regularisation)
-    status = torch.where(regularisation > options.regularisation_max, Status.LINE_SEARCH_FAILED, running.status)
-    return replace(running, regularisation=regularisation, status=status, iterations=running.iterations + 1)
+    higher = (running.damping * factor).clamp(min=least)
+    damping = torch.where(step_length == 1, lower, running.damping)
+    damping = torch.where(step_length == 0, higher, damping)
+    status = torch.where(damping > options.regularisation_max, Status.LINE_SEARCH_FAILED, running.status)
+    return replace(running, damping=damping, status=status, iterations=running.iterations + 1)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -14,14 +14,20 @@ class ILQROptions:
 
     Attributes:
         max_iterations: iterations after which a problem is given up.
-        tolerance: a problem has converged when its residual (see `Solution`) is below this. It is absolute, in units of cost
-            per unit of control: scale it with the cost if the cost is tiny or huge.
+        tolerance: a problem has converged when its residual (see `Solution`) is below this, and its controls have come to
+            rest. It is absolute, in units of cost per unit of control: scale it with the cost if the cost is tiny or huge.
+        step_tolerance: controls have come to rest when Newton's step would change none of them by more than this, relative to 1
+            + the largest of them. Where the Hessian has no such step (see `Solution.singular`) the residual alone decides.
+        max_seconds: time for one call of the solver, by a monotonic clock, after which it hands back the best plans so far,
+            with the status TIME_LIMIT; shared out evenly among the problems of a batch. It is looked at between iterations,
+            with the time of the last one in mind; the compilation of new native code doesn't count. None: no limit.
+        record: keep what happened in each iteration, as `Solution.history`.
         backend: "native" solves with machine code that is generated from the problem's functions: float64 on the CPU, 50 to
             1000 times faster for physics; what can't be turned into it raises a ValueError. "torch" is the readable reference
             and runs on any device. "auto" takes native code where it can, else PyTorch, with a line in the log that says why.
         sufficient_decrease: a step must bring at least this share of the decrease that the quadratic model expects (Armijo).
         line_search_steps: how often a step is halved before it is given up.
-        regularisation_min: the first nonzero value added to the diagonal of Q_uu.
+        regularisation_min: the first nonzero damping: what is added to the diagonal of Q_uu, relative to its largest element.
         regularisation_max: beyond this the line search has failed.
         regularisation_factor: by how much the regularisation rises after a failed step, and falls after a full one.
 
@@ -29,12 +35,15 @@ class ILQROptions:
         ValueError: a value is out of its range.
     """
 
-    max_iterations: int = 100
+    max_iterations: int = 500
     tolerance: float = 1e-6
+    step_tolerance: float = 1e-4
+    max_seconds: float | None = None
+    record: bool = False
     backend: Literal["auto", "native", "torch"] = "auto"
     sufficient_decrease: float = 1e-4
     line_search_steps: int = 10
-    regularisation_min: float = 1e-6
+    regularisation_min: float = 1e-3
     regularisation_max: float = 1e10
     regularisation_factor: float = 10.0
 
@@ -45,11 +54,19 @@ class ILQROptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
-        for name in ("tolerance", "regularisation_min", "regularisation_max", "regularisation_factor"):
+        if not isinstance(self.record, bool):
+            raise ValueError(f"record: expected True or False, got {self.record!r}.")
+        if self.max_seconds is not None and not _is_positive(self.max_seconds):
+            raise ValueError(f"max_seconds: expected a number of seconds above 0, or None, got {self.max_seconds!r}.")
+        for name in ("tolerance", "step_tolerance", "regularisation_min", "regularisation_max", "regularisation_factor"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if not _is_positive(value):
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}.")
         if not isinstance(self.sufficient_decrease, int | float) or not 0 < self.sufficient_decrease < 0.5:
             raise ValueError(f"sufficient_decrease: expected a number between 0 and 0.5, got {self.sufficient_decrease!r}.")
         if not self.regularisation_factor > 1:
             raise ValueError(f"regularisation_factor: expected a number above 1, got {self.regularisation_factor!r}.")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

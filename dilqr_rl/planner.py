@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -11,17 +12,43 @@ from torch import Tensor, nn
 
 from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.fixed_point import Pullback, attach
+from dilqr_rl.guess import Guess, checked_guess, finite
 from dilqr_rl.ilqr import Decision, Iterate, solve
 from dilqr_rl.instance import Instance, bind, check_values
-from dilqr_rl.native.program import Program, Structure, find_program, structure_of
+from dilqr_rl.native.program import NativeAdjoint, Program, find_program, structure_of
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import Solution, Status
+from dilqr_rl.second_starts import between_bounds, doubts, feedback_start, is_better
+from dilqr_rl.solution import History, Solution, Status
 from dilqr_rl.unroll import replay
 
 __all__ = ["ILQR"]
 
 _GRADIENTS = ("implicit", "diffmpc", "unroll")
+
+
+class _Bound:
+    """A problem with values, and what solves it: native code, or torch."""
+
+    def __init__(self, instance: Instance, program: Program | None) -> None:
+        self.instance, self.program = instance, program
+        self._arguments = None if program is None else program.arrange(instance)
+
+    def solve(self, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
+        """The solution from x0 (B, n), without gradients."""
+        if self.program is None or self._arguments is None:
+            return _solution(*solve(self.instance, x0, guess, options))
+        return self.program.solve(self._arguments, x0, guess, options)
+
+    def pullback(self, solution: Solution, exact: bool) -> Pullback:
+        """What differentiates a solution."""
+        if self.program is None or self._arguments is None:
+            return Adjoint(self.instance, solution, exact)
+        return NativeAdjoint(self.program, self._arguments, solution, exact)
+
+    def select(self, index: Tensor) -> _Bound:
+        """Some problems of the batch."""
+        return _Bound(self.instance.select(index), self.program)
 
 
 class ILQR(nn.Module):
@@ -61,7 +88,14 @@ class ILQR(nn.Module):
         self.options = options or ILQROptions()
         self.gradient = gradient
 
-    def forward(self, x0: Tensor, params: Mapping[str, Tensor] | None = None, u_init: Tensor | None = None) -> Solution:
+    def forward(
+        self,
+        x0: Tensor,
+        params: Mapping[str, Tensor] | None = None,
+        u_init: Tensor | None = None,
+        *,
+        guess: Guess | None = None,
+    ) -> Solution:
         """Plan from x0.
 
         Args:
@@ -70,63 +104,136 @@ class ILQR(nn.Module):
                 with its own shape, or with (B,) or (B, T) in front, one value per problem, or per problem and step (an
                 unbatched x0 has B = 1).
             u_init: controls to start from, (B, T, m), or (T, m) for the same start everywhere; clipped to the bounds. Zero
-                by default.
+                by default; where these lead nowhere, as at a saddle or to infinity, others are tried (not with "unroll").
+            guess: a start with states, in the place of u_init; see `Guess`.
 
         Returns:
             The `Solution`, whether converged or not: look at its `status`.
 
         Raises:
             ValueError: an argument has another shape or type, or holds NaN or infinity; a name is unknown; a parameter that
-                must be positive isn't; u_min > u_max; a function returns another shape, or holds a tensor that requires a
-                gradient without being the problem's.
+                must be positive isn't; u_min > u_max; both u_init and guess; a function returns another shape, or holds a
+                tensor that requires a gradient without being the problem's.
         """
-        batch = self._start_states(x0)
-        structure = structure_of(self.problem) if self._may_be_native else None
-        instance = bind(self.problem, batch, params, None if structure is None else structure.tensors)
-        start = self._start_controls(u_init, batch)
-        solution = self._plan(instance, structure, batch.to(torch.float64), start).cast(x0.dtype)
-        return solution if x0.ndim == 2 else solution.squeeze()
+        return self._planned(x0, params, u_init, guess, self.options)
+
+    def attached(self, x0: Tensor, params: Mapping[str, Tensor] | None, solution: Solution) -> Solution:
+        """A solution that was found without gradients, differentiable as if it had been found with them.
+
+        Args:
+            x0: (B, n), of the solution.
+            params: as for the call that found it.
+            solution: (B, ...), of this planner's problem.
+
+        Raises:
+            ValueError: gradient="unroll", which needs the iterations.
+        """
+        if not torch.is_grad_enabled():
+            return solution
+        bound = self._bound(x0.to(torch.float64), params, solution.controls.to(torch.float64))
+        _refuse_hidden_tensors(bound.instance, x0.to(torch.float64), solution.controls.to(torch.float64), bound.program)
+        if self.gradient == "unroll" and _is_differentiable(x0, *bound.instance.values):
+            raise ValueError('gradient: "unroll" has no gradient at a point; call the planner from a guess instead.')
+        exact = solution.cast(torch.float64)
+        return self._attached(bound, x0.to(torch.float64), exact).cast(x0.dtype)
+
+    def within(
+        self, max_seconds: float | None, x0: Tensor, params: Mapping[str, Tensor] | None = None, guess: Guess | None = None
+    ) -> Solution:
+        """The same as calling it, with another time budget than its options'."""
+        options = self.options if max_seconds is None else replace(self.options, max_seconds=max_seconds)
+        return self._planned(x0, params, None, guess, options)
 
     def extra_repr(self) -> str:
         """The settings, for `print(planner)`."""
         return f"gradient={self.gradient!r}, {self.options}"
 
-    @property
-    def _may_be_native(self) -> bool:
-        return self.options.backend != "torch" and self.gradient != "unroll"
+    def _planned(
+        self,
+        x0: Tensor,
+        params: Mapping[str, Tensor] | None,
+        u_init: Tensor | None,
+        guess: Guess | None,
+        options: ILQROptions,
+    ) -> Solution:
+        batch = self._start_states(x0)
+        start = checked_guess(self.problem, batch, u_init, guess)
+        by_default = u_init is None and guess is None
+        exact = batch.to(torch.float64)
+        bound = self._bound(exact, params, start.controls)
+        solution = self._plan(bound, exact, start, by_default, options).cast(x0.dtype)
+        return solution if x0.ndim == 2 else solution.squeeze()
 
-    def _plan(self, instance: Instance, structure: Structure | None, x0: Tensor, u_init: Tensor) -> Solution:
-        differentiable = torch.is_grad_enabled() and any(v.requires_grad for v in (x0, u_init, *instance.values))
+    def _bound(self, x0: Tensor, params: Mapping[str, Tensor] | None, controls: Tensor) -> _Bound:
+        """The problem with values, and the native code for it, if there is any; new code is tried at the start."""
+        may_be_native = self.options.backend != "torch" and self.gradient != "unroll"
+        structure = structure_of(self.problem) if may_be_native else None
+        instance = bind(self.problem, x0, params, None if structure is None else structure.tensors)
         program = None
         if structure is not None:
-            program = find_program(instance, structure, x0, u_init, required=self.options.backend == "native")
+            program = find_program(instance, structure, x0, controls, required=self.options.backend == "native")
         if program is None:
             check_values(instance)
+        return _Bound(instance, program)
+
+    def _plan(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
         if torch.is_grad_enabled():
-            _refuse_hidden_tensors(instance, x0, u_init, program)
-        if differentiable and self.gradient == "unroll":
-            return self._unroll(instance, x0, u_init)
-        exact = self.gradient == "implicit"
-        pullback: Pullback
-        if program is None:
-            solved = replace(solve(instance, x0, u_init, self.options), instance=instance)
-            solution, pullback = _solution(solved), Adjoint(solved, exact)
-        else:
-            solution, pullback = program.solve(instance, x0, u_init, self.options, exact)
-        if not differentiable:
+            _refuse_hidden_tensors(bound.instance, x0, guess.controls, bound.program)
+        if self.gradient == "unroll" and _is_differentiable(x0, *guess.parts(), *bound.instance.values):
+            return self._unroll(bound.instance, x0, guess, options)
+        began = time.monotonic()
+        solution = bound.solve(x0, guess, options)
+        if by_default and self.gradient != "unroll":
+            solution = self._doubted(bound, x0, solution, options, began)
+        return self._attached(bound, x0, solution)
+
+    def _attached(self, bound: _Bound, x0: Tensor, solution: Solution) -> Solution:
+        if self.gradient == "unroll" or not _is_differentiable(x0, *bound.instance.values):
             return solution
-        states, controls, cost = attach(pullback, solution, x0, instance.values)
+        pullback = bound.pullback(solution, exact=self.gradient == "implicit")
+        states, controls, cost = attach(pullback, solution, x0, bound.instance.values)
         return replace(solution, states=states, controls=controls, cost=cost)
 
-    def _unroll(self, instance: Instance, x0: Tensor, u_init: Tensor) -> Solution:
+    def _doubted(self, bound: _Bound, x0: Tensor, solution: Solution, options: ILQROptions, began: float) -> Solution:
+        """The solution from zero controls, and where it can't be trusted, a cheaper one from another start, if there is one.
+
+        `began` is when the time budget did, which is for all of it.
+        """
+        doubtful = doubts(solution, lambda: bound.instance.bounds(x0.shape[0]))
+        if doubtful.numel() == 0:
+            return solution
+        escaped = doubtful[solution.status[doubtful] == Status.NONFINITE]
+        if escaped.numel() > 0:
+            start = feedback_start(bound.select(escaped).instance, x0[escaped])
+            solution = self._tried(bound, x0, solution, escaped, start, options, began)
+        for start in between_bounds(*bound.select(doubtful).instance.bounds(doubtful.numel())):
+            solution = self._tried(bound, x0, solution, doubtful, start, options, began)
+        return solution
+
+    def _tried(
+        self, bound: _Bound, x0: Tensor, solution: Solution, index: Tensor, start: Guess, options: ILQROptions, began: float
+    ) -> Solution:
+        """The solution, or from another start of the problems at `index` (K,) a better one, if there is time for it."""
+        if options.max_seconds is not None:
+            left = options.max_seconds - (time.monotonic() - began)
+            if left <= 0:
+                return solution
+            options = replace(options, max_seconds=left)
+        other = bound.select(index).solve(x0[index], start, options)
+        better = is_better(other, solution.select(index)).nonzero().squeeze(1)
+        return solution.merge(index[better], other.select(better))
+
+    def _unroll(self, instance: Instance, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
         decisions: list[Decision] = []
-        solved = replace(solve(instance, x0, u_init, self.options, decisions), instance=instance)
+        solved, history = solve(instance, x0, guess, options, decisions)
+        solved = replace(solved, instance=instance)
         passes = solved.status != Status.NONFINITE
         if not passes.any():
-            x, u, cost = attach(Adjoint(solved, exact=True), _solution(solved), x0, instance.values)
-            return replace(_solution(solved), states=x, controls=u, cost=cost)
-        x, u = replay(solved, decisions, x0, u_init)
-        return replace(_solution(solved), states=x, controls=u, cost=_cost(solved, x, u, passes))
+            solution = _solution(solved, history)
+            x, u, cost = attach(Adjoint(instance, solution, exact=True), solution, x0, instance.values)
+            return replace(solution, states=x, controls=u, cost=cost)
+        x, u = replay(solved, decisions, x0, guess)
+        return replace(_solution(solved, history), states=x, controls=u, cost=_cost(solved, x, u, passes))
 
     def _start_states(self, x0: Tensor) -> Tensor:
         n = self.problem.state_size
@@ -135,16 +242,11 @@ class ILQR(nn.Module):
             raise ValueError(f"x0: expected a floating-point tensor (B, {n}) or ({n},), got {came}.")
         if x0.ndim not in (1, 2) or x0.shape[-1] != n or x0.shape[0] == 0:
             raise ValueError(f"x0: expected the shape (B, {n}) or ({n},), got {tuple(x0.shape)}.")
-        return _finite("x0", x0.reshape(-1, n))
+        return finite("x0", x0.reshape(-1, n))
 
-    def _start_controls(self, u_init: Tensor | None, x0: Tensor) -> Tensor:
-        shape = (x0.shape[0], self.problem.horizon, self.problem.control_size)
-        if u_init is None:
-            return torch.zeros(shape, dtype=torch.float64, device=x0.device)
-        if not isinstance(u_init, Tensor) or tuple(u_init.shape) not in (shape, shape[1:]):
-            came = tuple(u_init.shape) if isinstance(u_init, Tensor) else type(u_init).__name__
-            raise ValueError(f"u_init: expected a tensor of shape {shape} or {shape[1:]}, got {came}.")
-        return _finite("u_init", u_init).to(x0.device, torch.float64).expand(shape)
+
+def _is_differentiable(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
@@ -156,7 +258,7 @@ def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
     return number.index_put((index,), solved.instance.select(index).total_cost(x[index], u[index]))
 
 
-def _solution(solved: Iterate) -> Solution:
+def _solution(solved: Iterate, history: History | None) -> Solution:
     return Solution(
         states=solved.x,
         controls=solved.u,
@@ -165,6 +267,8 @@ def _solution(solved: Iterate) -> Solution:
         num_iterations=solved.iterations,
         residual=solved.residual,
         gains=solved.gains,
+        singular=solved.singular,
+        history=history,
     )
 
 
@@ -186,10 +290,3 @@ def _refuse_hidden_tensors(instance: Instance, x0: Tensor, u_init: Tensor, progr
                 f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its "
                 "gradient would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
             )
-
-
-def _finite(name: str, values: Tensor) -> Tensor:
-    if not torch.isfinite(values).all():
-        wrong = values.detach()[~torch.isfinite(values)][0].item()
-        raise ValueError(f"{name}: expected finite numbers, got {wrong}.")
-    return values

@@ -33,6 +33,7 @@ class ControlTask:
         u_min, u_max: bounds of the control, in its own units (N, N m).
         control_per_action: control = control_per_action * action.
         terminal_cost: x -> cost of the last state, if any.
+        starts: from how many starts a controller's plans begin by default; see `MPCPolicy`.
         env_kwargs: what the environment was made with; `find_task` fills it in.
 
     Raises:
@@ -50,6 +51,7 @@ class ControlTask:
     u_max: float
     control_per_action: float = 1.0
     terminal_cost: nn.Module | None = None
+    starts: int = 1
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any
 
@@ -15,18 +15,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dilqr_rl.fixed_point import LossGradient
+from dilqr_rl.guess import Guess
 from dilqr_rl.instance import SHARED, Instance, check_values, named_tensors, own_tensors
 from dilqr_rl.native import build
 from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
+from dilqr_rl.native.clock import clock
 from dilqr_rl.native.comparison import compare
 from dilqr_rl.native.model import Functions, Model, write_model
-from dilqr_rl.native.threads import GROUP, in_groups
+from dilqr_rl.native.threads import GROUP, in_groups, workers
 from dilqr_rl.native.tracing import UntraceableError, Watch, watched_fingerprint
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import Solution
+from dilqr_rl.solution import History, Solution
 
-_REALS = ("tolerance", "sufficient_decrease", "regularisation_min", "regularisation_max", "regularisation_factor")
+_REALS = (
+    "tolerance",
+    "step_tolerance",
+    "sufficient_decrease",
+    "regularisation_min",
+    "regularisation_max",
+    "regularisation_factor",
+)
+_COLUMNS = len(fields(History))  # in the order of the kernel's
 _MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
 
 
@@ -205,29 +215,34 @@ class Program:
         pairs = zip(instance.values, self._own, strict=True)
         return same and all(value.is_floating_point() or value is own for value, own in pairs)
 
-    def solve(
-        self, instance: Instance, x0: Tensor, u_init: Tensor, options: ILQROptions, exact: bool
-    ) -> tuple[Solution, NativeAdjoint]:
-        """Solve the problems of an instance from x0 (B, n), beginning with u_init (B, T, m); `exact` as for `Adjoint`."""
+    def arrange(self, instance: Instance) -> Arguments:
+        """The values of an instance as arguments, once for its solve and its gradient."""
         arguments = arrange(instance, self._closures)
         if not arguments.sound(self._positive):
             check_values(instance)
-        start = _array(x0)
-        (B, n), T, m = start.shape, arguments.horizon, u_init.shape[-1]
-        x, u, gains = np.empty((B, T + 1, n)), _array(u_init).copy(), np.empty((B, T, m, n))
+        return arguments
+
+    def solve(self, arguments: Arguments, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
+        """Solve B problems from x0 (B, n), beginning with a guess (B, ...)."""
+        start, u = _array(x0), _array(guess.controls).copy()
+        (B, n), T, m = start.shape, arguments.horizon, u.shape[-1]
+        x = np.empty((B, T + 1, n)) if guess.states is None else _array(guess.states).copy()
+        gains = np.empty((B, T, m, n)) if guess.gains is None else _array(guess.gains).copy()
         cost, residual = np.empty(B), np.empty(B)
-        status, iterations = np.empty(B, np.int64), np.empty(B, np.int64)
-        integers = np.array([options.max_iterations, options.line_search_steps], np.int64)
-        reals = np.array([getattr(options, name) for name in _REALS])
-        given = (start, arguments.numbers, arguments.table, arguments.bound_rows, integers, reals)
-        results = (x, u, cost, status, iterations, residual, gains)
+        status, iterations, singular = np.empty(B, np.int64), np.empty(B, np.int64), np.empty(B, np.int64)
+        history = np.full((B, options.max_iterations + 1 if options.record else 0, _COLUMNS), np.nan)
+        given = (start, arguments.numbers, arguments.table, arguments.bound_rows)
+        results = (x, u, cost, status, iterations, residual, gains, singular, history)
+        settings = _Settings(options, (guess.states is not None) + (guess.gains is not None), workers(B, T))
 
         def solve_group(first: int, last: int) -> None:
-            self._kernel.solve(self._addresses, T, self._sizes, first, last, *given, *results)
+            numbers = settings.integers, settings.reals(first, B)
+            self._kernel.solve(self._addresses, T, self._sizes, first, last, *given, *numbers, *results)
 
         in_groups(solve_group, B, T)
-        solution = Solution(*map(torch.from_numpy, (x, u, cost, status, iterations, residual, gains)))
-        return solution, NativeAdjoint(self, arguments, solution, exact)
+        told = _history(history, iterations) if options.record else None
+        found = (torch.from_numpy(part) for part in (x, u, cost, status, iterations, residual, gains, singular != 0))
+        return replace(Solution(*found), history=told) if told else Solution(*found)  # type: ignore[arg-type]
 
     def pull_back(self, adjoint: NativeAdjoint, loss: LossGradient, with_values: bool) -> tuple[Tensor, GradientArrays]:
         """The gradients with respect to x0 and, if asked for, all values."""
@@ -253,6 +268,34 @@ class Program:
 
         in_groups(differentiate_group, B, T)
         return torch.from_numpy(dx0), gradients
+
+
+class _Settings:
+    """The options as the kernel takes them: for a group of problems, with its share of the time.
+
+    `guess` is 0 where it has controls only, 1 where it has states, 2 where it has gains, too.
+    """
+
+    def __init__(self, options: ILQROptions, guess: int, threads: int) -> None:
+        timed, self._threads = options.max_seconds is not None, threads
+        self._clock = clock() if timed else None
+        self._ends = self._clock.read() + (options.max_seconds or 0.0) if self._clock else np.inf
+        told = (self._clock.address, self._clock.which) if self._clock else (0, 0)
+        self.integers = np.array([options.max_iterations, options.line_search_steps, guess, *told], np.int64)
+        self._reals = [getattr(options, name) for name in _REALS]
+
+    def reals(self, first: int, batch_size: int) -> NDArray[np.float64]:
+        """Those of the group that begins with problem `first`: as many groups as there are threads share the time in turns."""
+        if self._clock is None:
+            return np.array([*self._reals, np.inf])
+        turns = -(-(batch_size - first) // (GROUP * self._threads))
+        now = self._clock.read()
+        return np.array([*self._reals, now + (self._ends - now) / turns])
+
+
+def _history(rows: NDArray[np.float64], iterations: NDArray[np.int64]) -> History:
+    used = rows[:, : iterations.max() + 1]
+    return History(*(torch.from_numpy(used[..., column].copy()) for column in range(_COLUMNS)))
 
 
 @dataclass(frozen=True)

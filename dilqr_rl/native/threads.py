@@ -16,12 +16,17 @@ _WORTH_A_THREAD = 256  # steps of problems; fewer are solved sooner than a threa
 def in_groups(task: Callable[[int, int], None], batch_size: int, horizon: int) -> None:
     """Call `task(start, stop)` for each group of problems; the calls may run at the same time."""
     ranges = [(start, min(start + GROUP, batch_size)) for start in range(0, batch_size, GROUP)]
-    threads = min(torch.get_num_threads(), len(ranges))
-    if threads == 1 or batch_size * horizon < _WORTH_A_THREAD:
+    threads = workers(batch_size, horizon)
+    if threads == 1:
         for group in ranges:
             task(*group)
         return
     list(_pool(threads, os.getpid()).map(lambda group: task(*group), ranges))
+
+
+def workers(batch_size: int, horizon: int) -> int:
+    """How many groups are worked on at the same time."""
+    return 1 if batch_size * horizon < _WORTH_A_THREAD else min(torch.get_num_threads(), -(-batch_size // GROUP))
 
 
 @lru_cache(maxsize=4)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, Status
 
-FIELDS = ("states", "controls", "cost", "status", "num_iterations", "residual", "gains")
+FIELDS = ("states", "controls", "cost", "status", "num_iterations", "residual", "gains", "singular")
 # The last bit of a matrix product depends on how many rows it has (BLAS): problems with one agree to rounding, others bitwise.
 WITHOUT_PRODUCTS, WITH_PRODUCTS = (PENDULUM, CARTPOLE, QUADROTOR), (NETWORK_DYNAMICS, NETWORK_COST, LINEAR)
 

@@ -75,10 +75,12 @@ def test_the_sweep_solves_the_dense_system() -> None:
     assert policy.positive.all()
 
 
-def test_regularisation_is_added_to_the_diagonal_of_q_uu() -> None:
-    model, damping = random_model(), 0.5 * torch.eye(m, dtype=FLOAT)
+def test_damping_is_added_to_the_diagonal_of_q_uu_relative_to_its_largest_element() -> None:
+    model = random_model()
     policy = backward_sweep(model, -UNBOUNDED, UNBOUNDED, torch.full((B,), 0.5, dtype=FLOAT))
     Q = model.H[:, -1] + model.F[:, -1].mT @ model.H_T @ model.F[:, -1]
+    largest = Q.diagonal(dim1=1, dim2=2)[:, n:].amax(1)
+    damping = 0.5 * largest[:, None, None] * torch.eye(m, dtype=FLOAT)
     expected = -torch.linalg.solve(Q[:, n:, n:] + damping, Q[:, n:, :n])
     torch.testing.assert_close(policy.K[:, -1], expected, rtol=1e-12, atol=1e-12)
 

@@ -289,5 +289,5 @@ def test_frozen_parameters_get_no_gradient_and_cost_no_graph(case: Case) -> None
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_only_what_is_differentiable_carries_a_gradient(gradient: Gradient) -> None:
     solution = ILQR(cartpole(4), gradient=gradient)(CARTPOLE.starts(2, 0))
-    carries = {name for name, part in vars(solution).items() if part.requires_grad}
+    carries = {name for name, part in vars(solution).items() if part is not None and part.requires_grad}
     assert carries == {"states", "controls", "cost"}

@@ -7,7 +7,7 @@ import io
 import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -295,7 +295,8 @@ def test_printing_shows_the_settings() -> None:
 
 def test_options_have_the_documented_defaults_and_are_frozen() -> None:
     options = ILQROptions()
-    assert (options.max_iterations, options.tolerance, options.backend) == (100, 1e-6, "auto")
+    assert (options.max_iterations, options.tolerance, options.step_tolerance, options.backend) == (500, 1e-6, 1e-4, "auto")
+    assert (options.max_seconds, options.record) == (None, False)
     with pytest.raises(AttributeError, match="cannot assign"):
         options.tolerance = 1.0  # type: ignore[misc]
 
@@ -332,24 +333,37 @@ def test_the_line_searchs_options_change_the_path_and_not_the_end(options: dict[
     assert ((usual.cost - other.cost).abs() < 1e-6).double().mean() > 0.9  # some find another local minimum
 
 
-def from_a_maximum(**options: Any) -> Solution:
-    """From near a maximum of the cost, where only regularisation finds the way down."""
+def at_a_kink(backend: Literal["native", "torch"], **options: Any) -> Solution:
+    """|x|^1.5 has an infinite second derivative at zero controls: no step lowers the cost, however strong the damping."""
+    problem = ControlProblem(
+        lambda x, u: x + 0.1 * u,
+        lambda x, u: (x.abs().pow(1.5) + u.abs().pow(1.5)).sum(-1),
+        horizon=3,
+        state_size=1,
+        control_size=1,
+    )
+    return ILQR(problem, ILQROptions(record=True, backend=backend, **options))(torch.ones(1, dtype=FLOAT))
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_damping_rises_from_its_least_value_by_its_factor_to_its_largest(backend: Literal["native", "torch"]) -> None:
+    solution = at_a_kink(backend, regularisation_min=0.5, regularisation_factor=4.0, regularisation_max=20.0)
+    assert Status(int(solution.status)) is Status.LINE_SEARCH_FAILED
+    assert solution.history is not None
+    assert solution.history.damping[1:].tolist() == [0.0, 0.5, 2.0, 8.0]  # 32 would be too much
+    assert not solution.history.step_size[1:].any()
+    assert not solution.controls.any()
+    assert not solution.gains.any()
+
+
+def test_from_a_maximum_it_goes_down_and_not_far() -> None:
     problem = ControlProblem(
         lambda x, u: x + 0.1 * u, lambda x, u: (3 * u).cos().sum(-1), horizon=3, state_size=1, control_size=1
     )
     start, u_init = torch.zeros(1, dtype=FLOAT), torch.full((3, 1), 0.1, dtype=FLOAT)
-    return ILQR(problem, ILQROptions(**options))(start, u_init=u_init)
-
-
-def test_regularisation_rises_from_its_least_value_by_its_factor_to_its_largest() -> None:
-    usual = from_a_maximum()
-    assert usual.converged
-    assert from_a_maximum(regularisation_min=1.0).num_iterations <= usual.num_iterations - 6  # which go from 1e-6 to 1
-    assert from_a_maximum(regularisation_factor=2.0).num_iterations > usual.num_iterations
-    hopeless = from_a_maximum(regularisation_max=1.5e-5)
-    assert Status(int(hopeless.status)) is Status.LINE_SEARCH_FAILED
-    assert hopeless.num_iterations == 3  # 1e-6, 1e-5, and one that would be too much
-    assert (hopeless.controls == 0.1).all()
+    solution = ILQR(problem)(start, u_init=u_init)
+    assert solution.converged
+    torch.testing.assert_close(solution.controls, torch.full((3, 1), torch.pi / 3, dtype=FLOAT), rtol=0.0, atol=1e-6)
 
 
 def test_auto_is_native_where_it_can_be() -> None:
@@ -366,12 +380,14 @@ def test_each_status_has_its_sentence() -> None:
         ("MAX_ITERATIONS", 1),
         ("LINE_SEARCH_FAILED", 2),
         ("NONFINITE", 3),
+        ("TIME_LIMIT", 4),
     ]
     starts = {
-        Status.CONVERGED: "The projected gradient is below the tolerance.",
-        Status.MAX_ITERATIONS: "The projected gradient is still above the tolerance after max_iterations; raise",
+        Status.CONVERGED: "The projected gradient is below the tolerance, and Newton's step would hardly move",
+        Status.MAX_ITERATIONS: "The projected gradient is still above the tolerance after max_iterations, or",
         Status.LINE_SEARCH_FAILED: "No step lowers the cost, however strong the regularisation; is the problem smooth",
         Status.NONFINITE: "The dynamics or a cost gave NaN or infinity along the trajectory; look at x0",
+        Status.TIME_LIMIT: "max_seconds were over; the plan is the best so far",
     }
     for status in Status:
         assert status.sentence.startswith(starts[status])
@@ -381,7 +397,7 @@ def test_each_status_has_its_sentence() -> None:
 def test_a_solution_describes_itself_in_one_line() -> None:
     counts = torch.tensor([0, 3, 1, 0]), torch.tensor([4, 0, 100, 6])
     empty = torch.zeros(4)
-    solution = Solution(empty, empty, empty, counts[0], counts[1], empty, empty)
+    solution = Solution(empty, empty, empty, counts[0], counts[1], empty, empty, empty != 0)
     assert solution.describe() == "2 CONVERGED, 1 MAX_ITERATIONS, 1 NONFINITE; iterations: median 4, most 100"
     assert solution.converged.tolist() == [True, False, False, True]
     single = ILQR(pendulum(4))(published_pendulum_starts(1)[0])

@@ -415,7 +415,7 @@ def test_frozen_parameters_cost_no_graph_and_a_gradient_goes_only_where_it_is_ne
     assert not solve(problem, x0, "native").cost.requires_grad
     problem.get_parameter("dynamics.mass").requires_grad_()
     solution = solve(problem, x0, "native")
-    carries = {name for name, part in vars(solution).items() if part.requires_grad}
+    carries = {name for name, part in vars(solution).items() if part is not None and part.requires_grad}
     assert carries == {"states", "controls", "cost"}
     solution.states.sum().backward()
     assert {name for name, part in problem.named_parameters() if part.grad is not None} == {"dynamics.mass"}

@@ -33,7 +33,7 @@ from torch import Tensor
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution, Status
 
 Backend = Literal["auto", "native", "torch"]
-FIELDS = ("states", "controls", "cost", "status", "num_iterations", "residual", "gains")
+FIELDS = ("states", "controls", "cost", "status", "num_iterations", "residual", "gains", "singular")
 
 
 def planner_of(problem: ControlProblem, backend: Backend = "native", **settings: Any) -> ILQR:

@@ -21,7 +21,7 @@ from dilqr_rl.native.kernel.instance import (
     rows_of,
 )
 from dilqr_rl.native.kernel.memory import KK, MN, NK, K, M, N, Pointer, call_void, inner, local, outer, pointer, shift
-from dilqr_rl.native.kernel.sweep import Policy, backward_sweep, sweep_loop
+from dilqr_rl.native.kernel.sweep import PLAIN, Policy, backward_sweep, sweep_loop
 
 SENSITIVITY, SENSITIVITY_TERMINAL, CONSTANTS_GRADIENT = 5, 6, 7  # places of the model's functions
 SOLVED = 0  # the status
@@ -173,7 +173,7 @@ def adjoint_range(
         _find_sides(T, at.u, parts)
         _put_loss(T, loss, parts.model)
         share = 1.0 if exact != 0 else 0.0
-        backward_sweep(sweep, T, parts.model, share, parts.limit, 0.0, 0, parts.policy)
+        backward_sweep(sweep, T, parts.model, share, parts.limit, 0.0, PLAIN, parts.policy)
         _find_step(T, parts, share)
         for i in range(N):
             dx0[b, i] = parts.mu[i]

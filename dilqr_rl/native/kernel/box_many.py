@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from dilqr_rl.native.kernel.memory import MM, K, M, N, Pointer, clamp, inner, local, shift
+from dilqr_rl.native.kernel.memory import INDEFINITE, MM, POSITIVE, SINGULAR, K, M, N, Pointer, clamp, inner, local, shift
 
 ALL = (1 << M) - 1  # the set of all components
 WIDTH = M + 1 + N  # of the matrix that `_stationary_point` eliminates in
@@ -18,21 +18,22 @@ ROUNDING_OF_SIGN = 64 * 2.0**-52  # of a derivative, relative to its terms: belo
 
 @inner
 def box_step(
-    Q: Pointer, q: Pointer, regularisation: float, lower: Pointer, upper: Pointer, k: Pointer, feedback: Pointer
-) -> bool:
+    Q: Pointer, q: Pointer, damping: float, rounding: Pointer, lower: Pointer, upper: Pointer, k: Pointer, feedback: Pointer
+) -> int:
     """Minimise k^T Q_uu k / 2 + q_u^T k within bounds; see box.py for what happens where there is no minimum.
 
     Args:
         Q: (n+m, n+m), its upper triangle is read.
         q: (n+m,).
-        regularisation: added to the diagonal of Q_uu.
+        damping: added to the diagonal of Q_uu.
+        rounding: (m,), of the diagonal of Q_uu.
         lower: (m,).
         upper: (m,).
         k: (m,), out.
         feedback: (m, n), out.
 
     Returns:
-        Whether k is a minimum.
+        POSITIVE where k is a minimum; SINGULAR where Q_uu is positive semidefinite to rounding.
     """
     D, low, high, factor, direction = local(MM), local(M), local(M), local(MM), local(M)
     q_u = shift(q, N)
@@ -41,16 +42,17 @@ def box_step(
         flat = True
         for b in range(M):
             first, second = (a, b) if a < b else (b, a)
-            D[a * M + b] = Q[(N + first) * K + N + second] + (regularisation if a == b else 0.0)
+            D[a * M + b] = Q[(N + first) * K + N + second] + (damping if a == b else 0.0)
             flat = flat and D[a * M + b] == 0.0
         origin = clamp(0.0, lower[a], upper[a])
         low[a], high[a], k[a] = (origin if flat else lower[a]), (origin if flat else upper[a]), origin
         missing = missing or (flat and q_u[a] != 0.0)
-    free, factored, settled = _free(D, q_u, low, high, k), -1, False
+    free, factored, settled, sign = _free(D, q_u, low, high, k), -1, False, POSITIVE
     for attempt in range(SEARCH_STEPS + 1):
-        if free != factored and not _factorise(D, free, factor):
-            break
-        factored = free
+        if free != factored:
+            factored, sign = free, _factorise(D, free, rounding, factor)
+            if sign != POSITIVE:
+                break
         _newton_direction(D, q_u, free, factor, k, direction)
         stopped = _move(direction, low, high, k, attempt == 0)
         free = free & ~stopped if attempt > 0 and stopped != 0 else _free(D, q_u, low, high, k)
@@ -62,9 +64,11 @@ def box_step(
             for j in range(N):
                 feedback[a * N + j] = -Q[j * K + N + a] if free >> a & 1 else 0.0
         _substitute(factor, feedback)
-        return not missing
+        return SINGULAR if missing else POSITIVE
+    if free != factored:
+        sign = _factorise(D, free, rounding, factor)
     _stationary_point(D, q_u, Q, free, low, high, k, feedback)
-    return _factorise(D, free, factor) and not missing
+    return SINGULAR if missing and sign == POSITIVE else sign
 
 
 @inner
@@ -83,8 +87,8 @@ def _free(D: Pointer, q: Pointer, low: Pointer, high: Pointer, k: Pointer) -> in
 
 
 @inner
-def _factorise(D: Pointer, free: int, factor: Pointer) -> bool:
-    """The Cholesky factor L of D on the free components and the identity on the others; False where it has none.
+def _factorise(D: Pointer, free: int, rounding: Pointer, factor: Pointer) -> int:
+    """The Cholesky factor L of D on the free components and the identity on the others, if POSITIVE is returned.
 
     The diagonal of `factor` holds the inverses of L's.
     """
@@ -95,11 +99,11 @@ def _factorise(D: Pointer, free: int, factor: Pointer) -> bool:
                 total -= factor[a * M + c] * factor[b * M + c]
             if a > b:
                 factor[a * M + b] = total * factor[b * M + b]
-            elif total > 0.0:
+            elif total > rounding[a] * (free >> a & 1):
                 factor[a * M + a] = 1.0 / math.sqrt(total)
             else:
-                return False
-    return True
+                return SINGULAR if total >= -rounding[a] else INDEFINITE
+    return POSITIVE
 
 
 @inner

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from dilqr_rl.native.kernel.memory import KK, K, N, Pointer, clamp, inner
+from dilqr_rl.native.kernel.memory import INDEFINITE, KK, POSITIVE, SINGULAR, K, N, Pointer, clamp, inner
 
 
 @inner
 def box_step(
-    Q: Pointer, q: Pointer, regularisation: float, lower: Pointer, upper: Pointer, k: Pointer, feedback: Pointer
-) -> bool:
+    Q: Pointer, q: Pointer, damping: float, rounding: Pointer, lower: Pointer, upper: Pointer, k: Pointer, feedback: Pointer
+) -> int:
     """Minimise Q_uu k^2 / 2 + q_u k between lower (1,) and upper (1,); see box.py for what happens where there is no minimum.
 
     Args:
         Q: (n+1, n+1), its upper triangle is read.
         q: (n+1,).
-        regularisation: added to Q_uu.
+        damping: added to Q_uu.
+        rounding: (1,), of Q_uu.
         lower: (1,).
         upper: (1,).
         k: (1,), out.
         feedback: (1, n), out.
 
     Returns:
-        Whether k is a minimum.
+        POSITIVE where k is a minimum; SINGULAR where Q_uu is zero to rounding.
     """
-    Q_uu, q_u = Q[KK - 1] + regularisation, q[N]
+    Q_uu, q_u = Q[KK - 1] + damping, q[N]
     low, high = lower[0], upper[0]
     flat = Q_uu == 0.0
     if flat:
@@ -43,4 +44,8 @@ def box_step(
         k[0] = high
     for j in range(N):
         feedback[j] = slope * Q[j * K + N]
-    return (Q_uu > 0.0 or held) and not (flat and q_u != 0.0)
+    if flat:
+        return POSITIVE if q_u == 0.0 else SINGULAR
+    if held or Q_uu > rounding[0]:
+        return POSITIVE
+    return SINGULAR if Q_uu >= -rounding[0] else INDEFINITE

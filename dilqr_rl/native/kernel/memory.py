@@ -17,11 +17,14 @@ from numba.core import cgutils
 N, M = 3, 1  # of the state, of the control
 K = N + M
 NN, NK, KK, MM, MN = N * N, N * K, K * K, M * M, M * N
+INDEFINITE, POSITIVE, SINGULAR = 0, 1, 2  # what Q_uu may be on the free controls
 
 Pointer = Any  # to float64 or int64
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # NaN and infinity keep their meaning
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": FASTMATH, "no_rewrites": True}
-INNER_OPTIONS = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Inlined always: what stays a function of its own is compiled twice, alone and within its caller, with other bits, and which of
+# the two is called depends on whether this process has compiled it or read it from the cache.
+INNER_OPTIONS = OPTIONS | {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 # To mypy, the stubs that come with numba know neither these options nor that an intrinsic's first argument isn't passed.
 inner: Any = njit(**INNER_OPTIONS)  # for what is called from compiled code only: Python must not

@@ -10,7 +10,6 @@ import numpy as np
 from dilqr_rl.native.kernel.instance import (
     Batch,
     Bounds,
-    Expansion,
     Instance,
     Trajectory,
     bind,
@@ -20,46 +19,55 @@ from dilqr_rl.native.kernel.instance import (
     read_bounds,
     rows_of,
 )
-from dilqr_rl.native.kernel.memory import MN, M, N, Pointer, call_float, clamp, inner, outer, pointer, shift
-from dilqr_rl.native.kernel.sweep import Policy, backward_sweep, sweep_loop
+from dilqr_rl.native.kernel.memory import KK, MN, M, N, Pointer, call_int, inner, outer, pointer, shift
+from dilqr_rl.native.kernel.policy import (
+    Memory,
+    Step,
+    find_gains,
+    find_gauss_newton,
+    find_policy,
+    largest,
+    largest_change,
+    measure,
+)
+from dilqr_rl.native.kernel.rollout import Descent, copy, follow, search
+from dilqr_rl.native.kernel.sweep import Policy, sweep_loop
 
-ADVANCE, TERMINAL = 1, 2  # places of the model's functions
-RUNNING, CONVERGED, MAX_ITERATIONS, LINE_SEARCH_FAILED, NONFINITE = -1, 0, 1, 2, 3
-WEIGHTS = 10  # of the dynamics' curvature: 1, then 9/10, ..., 0
-ROUNDING = 64 * 2.0**-52  # of a cost, relative: differences below it mean nothing
-ROUNDING_OF_STEP = 4 * 2.0**-52  # of u + (bound - u), relative to its terms
-
-
-class Memory(NamedTuple):
-    """Memory for one problem.
-
-    Attributes:
-        model: around the trajectory.
-        policy: of the last sweep.
-        bounds: of the controls.
-        room: of the step, bounds - u.
-        trial: the line search's trajectory.
-        sweep: the address of `sweep_loop`.
-    """
-
-    model: Expansion
-    policy: Policy
-    bounds: Bounds
-    room: Bounds
-    trial: Trajectory
-    sweep: int
+RUNNING, CONVERGED, MAX_ITERATIONS, LINE_SEARCH_FAILED, NONFINITE, TIME_LIMIT = -1, 0, 1, 2, 3, 4
+CONTROLS, STATES, STATES_AND_GAINS = 0, 1, 2  # what a guess has
+COLUMNS = 5  # of a row of the history: cost, residual, step length, damping, share of the curvature
 
 
 class Settings(NamedTuple):
-    """The solver's options; see options.py."""
+    """The solver's options, see options.py, and what the guess has: one of the three below."""
 
     max_iterations: int
     line_search_steps: int
+    guess: int
     tolerance: float
+    step_tolerance: float
     sufficient_decrease: float
-    regularisation_min: float
-    regularisation_max: float
-    regularisation_factor: float
+    damping_min: float
+    damping_max: float
+    damping_factor: float
+
+
+class Clock(NamedTuple):
+    """What tells the time.
+
+    Attributes:
+        address: of a C function like clock_gettime; 0 where nobody asks.
+        which: its first argument.
+        reading: memory for what it writes: seconds and nanoseconds.
+        ends: when the problem must have ended.
+        usual: how long an iteration of the problem before took.
+    """
+
+    address: int
+    which: int
+    reading: Pointer
+    ends: float
+    usual: float
 
 
 class Outcome(NamedTuple):
@@ -69,6 +77,8 @@ class Outcome(NamedTuple):
     status: int
     iterations: int
     residual: float
+    singular: int
+    usual: float
 
 
 def solve(
@@ -90,6 +100,8 @@ def solve(
     iterations: Any,
     residual: Any,
     gains: Any,
+    singular: Any,
+    history: Any,
 ) -> None:
     """Solve the problems start <= b < stop; others are not touched. All arrays are contiguous, float64 or int64.
 
@@ -103,21 +115,26 @@ def solve(
         P: the parameters of all problems, flat.
         table: (3, V), where each value starts in P, and its strides from problem to problem and from step to step.
         bound_rows: (2, 2), for u_min and u_max: which value it is, and its stride from component to component.
-        integers: max_iterations, line_search_steps.
-        reals: tolerance, sufficient_decrease, regularisation_min, regularisation_max, regularisation_factor.
-        x: states (B, T+1, n), out.
-        u: controls (B, T, m): where to start; out.
+        integers: max_iterations, line_search_steps, what the guess has; the clock's address or 0, and which.
+        reals: tolerance, step_tolerance, sufficient_decrease, regularisation_min, regularisation_max, regularisation_factor;
+            when, by the clock, all must have ended.
+        x: states (B, T+1, n): those of the guess, if it has any; out.
+        u: controls (B, T, m): those of the guess; out.
         cost: (B,), out.
         status: (B,), out.
         iterations: (B,), out.
         residual: (B,), out.
-        gains: (B, T, m, n), out.
+        gains: (B, T, m, n): those of the guess, if it has any; out.
+        singular: (B,), out.
+        history: (B, at least max_iterations + 1, 5), out; not touched where its length is 0.
     """
     rows = rows_of(T, table)
-    offs = np.empty(rows * table.shape[1], np.int64)
-    memory = np.empty(rows * int(sizes[0]) + int(sizes[1]) + expansion_size(T) + 6 * T * M + (T + 1) * N)
+    offs = np.empty(rows * table.shape[1] + 2, np.int64)
+    own = expansion_size(T) + (T + 1) * KK + T * (8 * M + MN) + 2 * (T + 1) * N
+    memory = np.empty(rows * int(sizes[0]) + int(sizes[1]) + own)
     problem = (model, T, sizes, start, stop, x0, P, table, bound_rows, integers, reals)
-    solve_range(*problem, x, u, cost, status, iterations, residual, gains, rows, offs, memory, sweep_loop.address)
+    results = (x, u, cost, status, iterations, residual, gains, singular, history)
+    solve_range(*problem, *results, rows, offs, memory, sweep_loop.address)
 
 
 @outer
@@ -140,6 +157,8 @@ def solve_range(
     iterations: Any,
     residual: Any,
     gains: Any,
+    singular: Any,
+    history: Any,
     rows: int,
     offs: Any,
     memory: Any,
@@ -147,171 +166,156 @@ def solve_range(
 ) -> None:
     """`solve` with the memory that it needs for offsets and for everything else, and the address of the sweep."""
     batch = Batch(pointer(model), T, pointer(P), pointer(table), pointer(bound_rows), table.shape[1], sizes[0], rows)
-    settings = Settings(integers[0], integers[1], reals[0], reals[1], reals[2], reals[3], reals[4])
+    settings = Settings(integers[0], integers[1], integers[2], reals[0], reals[1], reals[2], reals[3], reals[4], reals[5])
+    reading = shift(pointer(offs), rows * table.shape[1])
+    usual = 0.0
     own = shift(pointer(memory), rows * sizes[0] + sizes[1])
     for b in range(start, stop):
         instance = bind(batch, b, pointer(offs), pointer(memory))
         parts = _solve_memory(own, T, shift(pointer(gains), b * T * MN), sweep)
         read_bounds(instance, batch.bound_rows, parts.bounds)
         now = Trajectory(shift(pointer(x), b * (T + 1) * N), shift(pointer(u), b * T * M))
+        copy(T, now, parts.trial)
         for i in range(N):
             now.x[i] = x0[b, i]
-        cost[b], status[b], iterations[b], residual[b] = _solve_problem(instance, settings, parts, now)
+        clock = Clock(integers[3], integers[4], reading, math.inf, usual)
+        if clock.address != 0:  # each problem gets its share of what is left
+            time = _read(clock)
+            clock = Clock(integers[3], integers[4], reading, time + (reals[6] - time) / (stop - b), usual)
+        rows_of_history = shift(pointer(history), b * history.shape[1] * COLUMNS)
+        recording = 1 if history.shape[1] > 0 else 0
+        cost[b], status[b], iterations[b], residual[b], singular[b], usual = _solve_problem(
+            instance, settings, parts, now, clock, recording, rows_of_history
+        )
 
 
 @inner
 def _solve_memory(start: Pointer, T: int, gains: Pointer, sweep: int) -> Memory:
     model = expansion_in(start, T)
-    bounds = shift(model.gradient, T * M)
+    convex = shift(model.gradient, T * M)
+    bounds = shift(convex, (T + 1) * KK)
     room = shift(bounds, 2 * T * M)
     k = shift(room, 2 * T * M)
-    trial = shift(k, T * M)
+    other = shift(k, T * M)
+    other_feedback = shift(other, T * M)
+    trial = shift(other_feedback, T * MN)
+    other_trial = shift(trial, T * M + (T + 1) * N)
     return Memory(
         model,
+        convex,
         Policy(k, gains),
+        Policy(other, other_feedback),
         Bounds(bounds, shift(bounds, T * M)),
         Bounds(room, shift(room, T * M)),
         Trajectory(shift(trial, T * M), trial),
+        Trajectory(shift(other_trial, T * M), other_trial),
         sweep,
     )
 
 
 @inner
-def _solve_problem(instance: Instance, settings: Settings, memory: Memory, now: Trajectory) -> Outcome:
-    """Solve one problem from the controls in `now`, whose first state is set; its trajectory is left there."""
-    cost = _roll_out(instance, memory.bounds, now)
-    regularisation, iterations, status, moved = 0.0, 0, RUNNING, True
-    residual, finite = 0.0, True
-    while True:
-        if moved:
-            finite = linearise(instance, now.x, now.u, memory.model)
-            residual = _measure(instance.T, now.u, memory)
-        if status == RUNNING and iterations >= settings.max_iterations:
-            status = MAX_ITERATIONS
-        if residual <= settings.tolerance:
-            status = CONVERGED
-        if not (finite and math.isfinite(cost) and math.isfinite(residual)):
-            status = NONFINITE
-        slope, curvature, positive = _find_policy(instance.T, memory, regularisation, status != RUNNING)
-        if status != RUNNING:
-            return Outcome(cost, status, iterations, residual)
-        length = 0.0
-        if positive:
-            length, cost = _search(instance, settings, memory, now, cost, slope, curvature)
-        moved = length > 0.0
-        if length == 0.0:
-            regularisation *= settings.regularisation_factor
-            if regularisation < settings.regularisation_min:
-                regularisation = settings.regularisation_min
-        elif length == 1.0:
-            regularisation /= settings.regularisation_factor
-            if regularisation < settings.regularisation_min:
-                regularisation = 0.0
-        if regularisation > settings.regularisation_max:
-            status = LINE_SEARCH_FAILED
-        iterations += 1
+def _read(clock: Clock) -> float:
+    """The time, in seconds."""
+    call_int(clock.address, (clock.which, clock.reading))
+    return clock.reading[0] + 1e-9 * clock.reading[1]
 
 
 @inner
-def _measure(T: int, u: Pointer, memory: Memory) -> float:
-    """Write the room of the step and return the norm of the projected gradient."""
-    total = 0.0
-    for i in range(T * M):
-        low, high = memory.bounds.lower[i], memory.bounds.upper[i]
-        moved = u[i] - clamp(u[i] - memory.model.gradient[i], low, high)
-        total += moved * moved
-        memory.room.lower[i], memory.room.upper[i] = low - u[i], high - u[i]
-    return math.sqrt(total)
-
-
-@inner
-def _find_policy(T: int, memory: Memory, regularisation: float, last: bool) -> tuple[float, float, bool]:
-    """The policy with the largest weight of the dynamics' curvature that keeps it positive definite.
-
-    Where none does, it is that of weight 0.9, of which only the gains are of any use, and these only in the last iteration.
-    """
-    model, room, policy = memory.model, memory.room, memory.policy
-    for tenths in range(WEIGHTS, -1, -1):
-        slope, curvature, positive = backward_sweep(memory.sweep, T, model, tenths / WEIGHTS, room, regularisation, 1, policy)
-        if positive:
-            return slope, curvature, True
-    if last:
-        backward_sweep(memory.sweep, T, model, (WEIGHTS - 1) / WEIGHTS, room, regularisation, 0, policy)
-    return 0.0, 0.0, False
-
-
-@inner
-def _search(
+def _solve_problem(
     instance: Instance,
     settings: Settings,
     memory: Memory,
     now: Trajectory,
-    cost: float,
-    slope: float,
-    curvature: float,
-) -> tuple[float, float]:
-    """Move to the end of the longest step that lowers the cost by enough; returns its length, 0 for none, and the cost."""
-    length = 1.0
-    slack = ROUNDING * (1.0 + abs(cost))
-    for _ in range(settings.line_search_steps + 1):
-        expected = slope * length + 0.5 * curvature * length * length
-        trial_cost = _take_step(instance, memory, now, length)
-        if trial_cost <= cost + settings.sufficient_decrease * expected + slack:
-            for i in range((instance.T + 1) * N):
-                now.x[i] = memory.trial.x[i]
-            for i in range(instance.T * M):
-                now.u[i] = memory.trial.u[i]
-            return length, trial_cost
-        length *= 0.5
-    return 0.0, cost
+    clock: Clock,
+    recording: int,
+    history: Pointer,
+) -> Outcome:
+    """Solve one problem from the guess in `memory.trial` and the first state in `now`, where its trajectory is left."""
+    T = instance.T
+    if settings.guess == STATES:
+        find_gains(instance, memory)
+    cost = follow(instance, memory.bounds, memory.trial, memory.policy.feedback, settings.guess != CONTROLS, now)
+    if clock.address != 0 and _read(clock) + 1.5 * clock.usual > clock.ends and math.isfinite(cost):
+        return _unsolved(instance.T, memory, cost, recording, history, clock.usual)
+    damping, iterations, status, moved, finite, residual = 0.0, 0, RUNNING, True, True, 0.0
+    length, used, share = math.nan, math.nan, math.nan  # of the step that led here
+    began, usual = 0.0, clock.usual
+    while True:
+        if clock.address != 0:
+            began = _read(clock)
+        if moved:
+            finite = linearise(instance, now.x, now.u, memory.model)
+            residual = measure(T, now.u, memory)
+        if recording != 0:
+            row = shift(history, iterations * COLUMNS)
+            row[0], row[1], row[2], row[3], row[4] = cost, residual, length, used, share
+        if status == RUNNING and iterations >= settings.max_iterations:
+            status = MAX_ITERATIONS
+        if not (finite and math.isfinite(cost) and math.isfinite(residual)):
+            status = NONFINITE
+        near = residual <= settings.tolerance and status != NONFINITE
+        step = find_policy(T, memory, 0.0 if near else damping)
+        newton = step.share == 1.0 and step.strict
+        if near and (
+            status == LINE_SEARCH_FAILED
+            or not newton
+            or largest_change(T, memory) <= settings.step_tolerance * (1.0 + largest(T, now.u))
+        ):
+            status = CONVERGED
+        if status != RUNNING:
+            return Outcome(cost, status, iterations, residual, 1 if status == CONVERGED and not newton else 0, usual)
+        if near and damping > 0.0:
+            step = find_policy(T, memory, damping)
+        used = damping
+        length, cost, share = _descend(instance, settings, memory, now, cost, step, damping)
+        moved = length > 0.0
+        if length == 0.0:
+            damping = max(damping * settings.damping_factor, settings.damping_min)
+        elif length == 1.0:
+            damping /= settings.damping_factor
+            if damping < settings.damping_min:
+                damping = 0.0
+        if damping > settings.damping_max:
+            status = LINE_SEARCH_FAILED
+        iterations += 1
+        if clock.address != 0 and status == RUNNING:
+            time = _read(clock)
+            usual = time - began
+            if time + 1.5 * usual > clock.ends:  # another iteration, and what the end takes
+                status = TIME_LIMIT
 
 
 @inner
-def _take_step(instance: Instance, memory: Memory, now: Trajectory, length: float) -> float:
-    """Roll out under u + length k + K (x' - x), clipped, into memory.trial; returns the cost."""
-    x, u, policy = memory.trial.x, memory.trial.u, memory.policy
-    for i in range(N):
-        x[i] = now.x[i]
-    cost = 0.0
-    for t in range(instance.T):
-        for a in range(t * M, (t + 1) * M):
-            control = now.u[a] + length * policy.k[a]
-            for j in range(N):
-                control += policy.feedback[a * N + j] * (x[t * N + j] - now.x[t * N + j])
-            u[a] = _within(control, now.u[a], memory.bounds.lower[a], memory.bounds.upper[a])
-        cost += _advance(instance, memory.trial, t)
-    return cost + _terminal(instance, x)
+def _unsolved(T: int, memory: Memory, cost: float, recording: int, history: Pointer, usual: float) -> Outcome:
+    """How a problem ends that there is no time for: with its first rollout."""
+    for i in range(T * MN):
+        memory.policy.feedback[i] = 0.0
+    if recording != 0:
+        history[0], history[1], history[2], history[3], history[4] = cost, math.inf, math.nan, math.nan, math.nan
+    return Outcome(cost, TIME_LIMIT, 0, math.inf, 0, usual)
 
 
 @inner
-def _within(control: float, before: float, low: float, high: float) -> float:
-    """The control, clipped, and on the bound where only rounding keeps it off: there, it counts as held."""
-    rounding = ROUNDING_OF_STEP * (abs(control) + abs(before))
-    if control - low <= rounding:
-        return low
-    return high if high - control <= rounding else control
+def _descend(
+    instance: Instance, settings: Settings, memory: Memory, now: Trajectory, cost: float, step: Step, damping: float
+) -> tuple[float, float, float]:
+    """Move along the policy, or Gauss-Newton's, where that one has a part of the curvature only and its whole step is too long.
 
-
-@inner
-def _roll_out(instance: Instance, bounds: Bounds, now: Trajectory) -> float:
-    """Clip the controls and fill in the states after the first; returns the cost."""
-    cost = 0.0
-    for t in range(instance.T):
-        for a in range(t * M, (t + 1) * M):
-            now.u[a] = clamp(now.u[a], bounds.lower[a], bounds.upper[a])
-        cost += _advance(instance, now, t)
-    return cost + _terminal(instance, now.x)
-
-
-@inner
-def _advance(instance: Instance, now: Trajectory, t: int) -> float:
-    """Write the state after step t; returns the stage cost."""
-    x, u = shift(now.x, t * N), shift(now.u, t * M)
-    c, offs = shift(instance.c, t * instance.c_step), shift(instance.offs, t * instance.offs_step)
-    return call_float(instance.model[ADVANCE], (x, u, c, instance.P, offs, instance.work, shift(x, N)))
-
-
-@inner
-def _terminal(instance: Instance, x: Pointer) -> float:
-    last = shift(x, instance.T * N)
-    return call_float(instance.model[TERMINAL], (last, instance.c, instance.P, instance.offs, instance.work))
+    Returns the length of the step, the cost, and the share of the curvature.
+    """
+    T, share, halvings = instance.T, settings.sufficient_decrease, settings.line_search_steps
+    length, lowest = 0.0, cost
+    if step.share >= 0.0:
+        descent = Descent(memory.policy, memory.bounds, step.slope, step.curvature, share, halvings)
+        length, lowest = search(instance, descent, now, memory.trial, cost)
+    if length < 1.0 and 0.0 < step.share < 1.0:
+        other = find_gauss_newton(T, memory, damping, memory.other_policy)
+        if other.share == 0.0:
+            descent = Descent(memory.other_policy, memory.bounds, other.slope, other.curvature, share, halvings)
+            other_length, other_cost = search(instance, descent, now, memory.other_trial, cost)
+            if other_length > 0.0 and (length == 0.0 or other_cost < lowest):
+                copy(T, memory.other_trial, now)
+                return other_length, other_cost, 0.0
+    if length > 0.0:
+        copy(T, memory.trial, now)
+    return length, lowest, step.share

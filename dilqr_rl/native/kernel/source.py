@@ -18,7 +18,7 @@ _TYPES = {
     "s2": "float32[:, ::1]",
 }
 _ARGUMENTS = {  # in their order
-    "solve_range": "i1 i i1 i i f2 f1 i2 i2 i1 f1 f3 f3 f1 i1 i1 f1 f4 i i1 f1 i",
+    "solve_range": "i1 i i1 i i f2 f1 i2 i2 i1 f1 f3 f3 f1 i1 i1 f1 f4 i1 f3 i i1 f1 i",
     "adjoint_range": "i1 i i1 i i i f1 i2 i2 f3 f3 i1 f3 f3 f1 i f2 f1 i2 i i1 f1 i",
     "step": "i1 i1 f1 i1 f2 f2 f2",
     "transition": "i1 i1 f1 f2 i1 f2 f2 f2 s2 f1 i1",
@@ -33,7 +33,9 @@ def kernel_source(n: int, m: int) -> str:
     """
     if n < 1 or not 1 <= m <= _LARGEST_CONTROL:
         raise ValueError(f"n, m: expected n >= 1 and 1 <= m <= {_LARGEST_CONTROL}, got n = {n}, m = {m}.")
-    source = _joined("memory", "box_one" if m == 1 else "box_many", "instance", "sweep", "solve", "adjoint")
+    source = _joined(
+        "memory", "box_one" if m == 1 else "box_many", "instance", "sweep", "convex", "rollout", "policy", "solve", "adjoint"
+    )
     sweep = "sweep_loop = cfunc(SWEEP_LOOP, error_model='numpy', fastmath=FASTMATH, no_rewrites=True, cache=True)(sweep_loop)\n"
     if source.count(_SIZES) != 1:
         raise ValueError("memory.py: expected one line that sets N and M.")
