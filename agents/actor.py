@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from dilqr_rl.agents.cost_map import CostMap, CostMapNetwork
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import make_learnable, set_physics
 from dilqr_rl.agents.terminal_value import with_terminal_value
+from dilqr_rl.guess import Guess
+from dilqr_rl.multi_start import best_of, first_swings, swings
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
-from dilqr_rl.solution import Solution
+from dilqr_rl.solution import Solution, Status
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["PLANNING", "ActorSettings", "PlanningActor"]
@@ -34,6 +37,7 @@ class ActorSettings:
     gradient: Literal["implicit", "diffmpc", "unroll"] = "implicit"
     cost_map: CostMap | None = None
     terminal_value: Sequence[int] | None = None
+    starts: int = 1
 
 
 class PlanningActor(nn.Module):
@@ -55,6 +59,8 @@ class PlanningActor(nn.Module):
         set_physics(problem.dynamics, settings.physics)
         make_learnable(problem, settings.learn)
         self.planner = ILQR(problem, settings.options, settings.gradient)
+        self._all_starts = swings(problem)
+        self._starts = first_swings(self.planner, settings.starts)
         self.cost_map = None if settings.cost_map is None else CostMapNetwork(settings.cost_map, problem, features)
         self.observation_to_state = task.observation_to_state
         self.control_per_action = task.control_per_action
@@ -65,18 +71,58 @@ class PlanningActor(nn.Module):
         observation: Tensor,
         features: Tensor,
         params: Mapping[str, Tensor] | None = None,
-        u_init: Tensor | None = None,
+        guess: Guess | None = None,
     ) -> Solution:
-        """The plans from observations of the state (B, k), with features (B, F) for the cost map; differentiable."""
-        if self.cost_map is not None:
-            params = {**self.cost_map(features), **(params or {})}
-        solution = self.planner(self.observation_to_state(observation), params, u_init)
+        """The plans from observations of the state (B, k), with features (B, F) for the cost map; differentiable.
+
+        They begin from the guess alone if there is one, else from the actor's starts.
+        """
+        x0, params = self._posed(observation, features, params)
+        if guess is None and len(self._starts) > 1:
+            solution = best_of(self.planner, self._starts, x0, params)
+        else:
+            solution = self.planner(x0, params, guess=guess)
         self.health.add(solution)
         return solution
 
+    def plan_on(self, observation: Tensor, features: Tensor, last: Guess, fresh: Tensor, began: float) -> Solution:
+        """The plans from the last ones and from the actor's starts; from all swings where `fresh` (B,), since nothing is known.
+
+        A time budget begins at `began`.
+        """
+        x0, params = self._posed(observation, features, None)
+        parts = []
+        for rows, starts in ((~fresh, self._starts), (fresh, self._all_starts)):
+            index = rows.nonzero().squeeze(1)
+            if index.numel() > 0:
+                some = {name: value[index] for name, value in params.items()}  # a cost map's, (B, ...)
+                guess, share = None if starts is self._all_starts else last.select(index), index.numel() / len(fresh)
+                parts.append((index, best_of(self.planner, starts, x0[index], some, guess, began, share)))
+        index, solution = parts[0]
+        if len(parts) > 1:
+            solution = solution.select(torch.zeros_like(fresh, dtype=torch.int64))
+            for index, part in parts:
+                solution = solution.merge(index, part)
+        self.health.add(solution)
+        return solution
+
+    def _posed(
+        self, observation: Tensor, features: Tensor, params: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        written = {} if self.cost_map is None else self.cost_map(features)
+        return self.observation_to_state(observation), {**written, **(params or {})}
+
     def actions(self, solution: Solution) -> Tensor:
-        """The plans' first controls (B, m), in the environment's unit."""
-        return solution.controls[:, 0] / self.control_per_action
+        """The plans' first controls (B, m), in the environment's unit; the middle of the bounds where a plan isn't finite."""
+        usable = (solution.status != Status.NONFINITE).unsqueeze(1)
+        return torch.where(usable, solution.controls[:, 0], self.middle.to(solution.controls)) / self.control_per_action
+
+    @property
+    def middle(self) -> Tensor:
+        """The middle (m,) of the controls' bounds; next to zero where one is missing."""
+        lower, upper = (bound.detach() for bound in (self.planner.problem.u_min, self.planner.problem.u_max))
+        both = torch.broadcast_to(lower.isfinite() & upper.isfinite(), (self.planner.problem.control_size,))
+        return torch.where(both, 0.5 * (lower + upper), torch.clamp(torch.zeros_like(lower), lower, upper))
 
     def forward(self, observation: Tensor, features: Tensor) -> Tensor:
         """Mean actions (B, m) from observations of the state (B, k) and features (B, F)."""

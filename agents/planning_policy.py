@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,6 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
-from dilqr_rl.agents.cold_start import best_of_swings
 from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import (
     as_task,
@@ -31,18 +32,20 @@ from dilqr_rl.agents.environments import (
 )
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
+from dilqr_rl.agents.plan_state import PlanState, State, like
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
+from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import Solution
+from dilqr_rl.solution import Solution, Status
 from dilqr_rl.tasks import ControlTask, find_task
 
 __all__ = ["PlanningPolicy"]
 
 Observation = NDArray[Any] | dict[str, NDArray[Any]]
-State = tuple[NDArray[Any], ...]
+_log = logging.getLogger("dilqr_rl")
 
 
 class PlanningPolicy(BasePolicy):
@@ -64,8 +67,10 @@ class PlanningPolicy(BasePolicy):
             names such as "dynamics.mass". Masses, lengths and weights stay positive by construction.
         options: of the solver.
         gradient: of the planner.
-        warm_start: let `predict` start each plan from the last one, which it carries in its `state`, and an episode's first
-            plan from the best of several guessed swings; else from zero controls, as all else does, always.
+        warm_start: let `predict` start each plan from the last one, too, with feedback around it, which it carries in its
+            `state`, and an episode's first plan from all `dilqr_rl.multi_start.swings`.
+        starts: from how many of these swings each plan begins, of which the cheapest is taken, wherever the policy plans; the
+            first is zero controls, the others are for plans with several local minima.
         cost_map: a network that writes parameters of the cost from the observation, for each problem and step.
         model_rate: how many times further the optimiser steps in the model's own numbers than in networks' weights.
         terminal_value: widths of the hidden layers of a network whose value is added at the end of each plan, so that a short
@@ -93,6 +98,7 @@ class PlanningPolicy(BasePolicy):
         options: ILQROptions = PLANNING,
         gradient: Literal["implicit", "diffmpc", "unroll"] = "implicit",
         warm_start: bool = False,
+        starts: int = 1,
         cost_map: CostMap | None = None,
         terminal_value: Sequence[int] | None = None,
         model_rate: float = 1.0,
@@ -122,6 +128,7 @@ class PlanningPolicy(BasePolicy):
             "options": options,
             "gradient": gradient,
             "warm_start": warm_start,
+            "starts": starts,
             "cost_map": cost_map,
             "terminal_value": None if terminal_value is None else tuple(terminal_value),
             "model_rate": model_rate,
@@ -131,7 +138,7 @@ class PlanningPolicy(BasePolicy):
 
     @classmethod
     def for_env(cls, env: gym.Env[Any, Any], **kwargs: Any) -> Self:
-        """A controller for an environment whose model is known; with a warm start, unless told otherwise.
+        """A controller for an environment whose model is known; with a warm start and the task's starts, unless told otherwise.
 
         Args:
             env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1 or MountainCarContinuous-v0, or any other that
@@ -145,7 +152,8 @@ class PlanningPolicy(BasePolicy):
             raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
         refuse_normalised(env)
         task = kwargs.pop("task", None)
-        chosen = {"task": find_task(env) if task is None else task, "warm_start": True, **kwargs}
+        task = find_task(env) if task is None else task
+        chosen = {"task": task, "warm_start": True, "starts": as_task(task).starts, **kwargs}
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, **chosen)
 
     @property
@@ -169,24 +177,28 @@ class PlanningPolicy(BasePolicy):
         Args:
             observation: as the environment gives it; for a space with several parts, a dict of these.
             params: replaces parameters of the model, as for `ILQR`.
-            u_init: controls to start from, (B, T, m), in the model's unit; zero by default.
+            u_init: controls to start from, (B, T, m), in the model's unit; the policy's starts by default.
         """
         if isinstance(observation, dict):
             seen: Any = {name: torch.as_tensor(part, device=self.device) for name, part in observation.items()}
         else:
             seen = torch.as_tensor(observation, device=self.device)
         state = state_part(seen)
-        if not torch.isfinite(state).all():
-            raise ValueError(f"observation: expected finite numbers, got {state[~torch.isfinite(state)][0].item()}.")
+        self._refuse_nan(seen)
         if state.ndim == 1:
             one = {name: part.unsqueeze(0) for name, part in seen.items()} if isinstance(seen, dict) else seen.unsqueeze(0)
-            return self._plan(one, params, u_init).squeeze()
-        return self._plan(seen, params, u_init)
+            return self.planning.plan(*self._read(one), params, None if u_init is None else Guess(u_init)).squeeze()
+        return self.planning.plan(*self._read(seen), params, None if u_init is None else Guess(u_init))
 
-    def _plan(self, seen: PyTorchObs, params: Mapping[str, Tensor] | None, u_init: Tensor | None) -> Solution:
+    def _refuse_nan(self, seen: PyTorchObs) -> None:
         state = state_part(seen)
-        features = state if self.settings["cost_map"] is None else self.features(seen)
-        return self.planning.plan(state, features, params, u_init)
+        if not torch.isfinite(state).all():
+            raise ValueError(f"observation: expected finite numbers, got {state[~torch.isfinite(state)][0].item()}.")
+
+    def _read(self, seen: PyTorchObs) -> tuple[Tensor, Tensor]:
+        """The observation of the state (B, k), and the features (B, F), which only a cost map looks at."""
+        state = state_part(seen)
+        return state, state if self.settings["cost_map"] is None else self.features(seen)
 
     def predict(
         self,
@@ -204,7 +216,9 @@ class PlanningPolicy(BasePolicy):
             deterministic: the plan's own control; else a sample around it.
 
         Returns:
-            The action (m,) or (B, m), and the state: the plans' controls (B, T, m), moved on by one step.
+            The action (m,) or (B, m), and the state, a `PlanState`: the plans, moved on by one step. Where a plan isn't
+            finite, the action is the last plan's next control, or the middle of the bounds where there is none; a line in
+            the log says so.
 
         Raises:
             ValueError: the state is of another batch or horizon.
@@ -221,6 +235,7 @@ class PlanningPolicy(BasePolicy):
         deterministic: bool = True,
     ) -> tuple[NDArray[Any], State, Solution]:
         """What `predict` returns, and the plans (B, ...) behind it, which tell how the solver fared."""
+        began = time.monotonic()
         self.set_training_mode(False)
         if isinstance(observation, dict) != isinstance(self.observation_space, spaces.Dict) or isinstance(observation, tuple):
             raise ValueError(
@@ -229,14 +244,42 @@ class PlanningPolicy(BasePolicy):
             )
         seen, vectorised = self.obs_to_tensor(observation)
         seen = _single(seen)
-        solution = self.plan(seen, u_init=self._start_controls(seen, state, episode_start))  # type: ignore[arg-type]
+        self._refuse_nan(seen)
+        last, fresh = self._last_plans(len(state_part(seen)), state, episode_start)
+        if self.settings["warm_start"]:
+            begins = torch.as_tensor(fresh, device=self.device)
+            solution = self.planning.plan_on(*self._read(seen), last.guess(self.device), begins, began)
+        else:
+            solution = self.planning.plan(*self._read(seen))
+        usable = (solution.status != Status.NONFINITE).cpu().numpy()
         actions = self.planning.actions(solution)
+        if not usable.all():
+            actions = self._replaced(actions, usable, last)
         if not deterministic:
             actions = self.sample_around(actions, seen)
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         clipped = np.clip(actions.cpu().numpy().astype(self.action_space.dtype), low, high)
-        ahead = torch.cat((solution.controls[:, 1:], torch.zeros_like(solution.controls[:, :1])), dim=1)
-        return clipped if vectorised else clipped[0], (ahead.cpu().numpy(),), solution
+        return clipped if vectorised else clipped[0], last.after(solution, usable), solution
+
+    def _replaced(self, actions: Tensor, usable: NDArray[np.bool_], last: PlanState) -> Tensor:
+        """The actions (B, m), those of unusable plans from the last ones."""
+        _log.warning("%d of %d plans aren't finite: acting by the last ones instead", (~usable).sum(), len(usable))
+        old = torch.as_tensor(last.controls[:, 0], device=self.device).to(actions) / self.planning.control_per_action
+        return torch.where(torch.as_tensor(usable, device=self.device).unsqueeze(1), actions, old)
+
+    def _last_plans(
+        self, batch_size: int, state: State | None, episode_start: NDArray[Any] | None
+    ) -> tuple[PlanState, NDArray[np.bool_]]:
+        """The plans in `predict`'s state, the middle of the bounds where an episode begins, and where (B,) one does."""
+        fresh = np.full(batch_size, state is None) if episode_start is None else np.asarray(episode_start, dtype=bool)
+        if fresh.shape != (batch_size,):
+            raise ValueError(f"episode_start: expected the shape {(batch_size,)}, got {fresh.shape}.")
+        middle = self.planning.middle.expand(batch_size, self.problem.horizon, self.problem.control_size)
+        begun = PlanState.begin(middle, self.problem.state_size)
+        if state is None:
+            return begun, np.ones(batch_size, dtype=bool)
+        last = PlanState.read(state, batch_size, self.problem)
+        return PlanState(*(np.where(like(fresh, new), new, old) for new, old in zip(begun, last, strict=True))), fresh
 
     @property
     def planner(self) -> ILQR:
@@ -305,21 +348,6 @@ class PlanningPolicy(BasePolicy):
         state = _State(self.state_dict(), optimisers, trained, self.training, self.device)
         return _rebuild, (type(self), self._get_constructor_parameters(), state)
 
-    def _start_controls(self, seen: PyTorchObs, state: State | None, episode_start: NDArray[Any] | None) -> Tensor | None:
-        """Where each plan starts (B, T, m): from the last one, or at an episode's start from a guess."""
-        if not self.settings["warm_start"]:
-            return None
-        observed = state_part(seen)
-        shape = (observed.shape[0], self.problem.horizon, self.problem.control_size)
-        last, fresh = _last_plans(shape, state, episode_start)
-        controls = torch.as_tensor(last, dtype=torch.float64, device=observed.device)
-        begins = torch.as_tensor(fresh.nonzero()[0], device=observed.device)
-        if len(begins) == 0:
-            return controls
-        written = {} if self.planning.cost_map is None else self.planning.cost_map(self.features(seen)[begins])
-        x0 = self.task.observation_to_state(observed[begins])
-        return controls.index_put((begins,), best_of_swings(self.planner, x0, written))
-
     def _make_optimiser(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
         rates = lr_schedule(1), self.settings["model_rate"]
         return make_optimiser(self.optimizer_class, self.optimizer_kwargs, module, self.planning, *rates)
@@ -366,19 +394,3 @@ def _single(seen: PyTorchObs) -> PyTorchObs:
     if not isinstance(seen, dict):
         return seen.float()
     return {name: part.float() if name == STATE or part.is_floating_point() else part for name, part in seen.items()}
-
-
-def _last_plans(
-    shape: tuple[int, ...], state: State | None, episode_start: NDArray[Any] | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """The plans (B, T, m) in `predict`'s state, and for which (B,) of them an episode begins."""
-    fresh = np.full(shape[0], state is None) if episode_start is None else np.asarray(episode_start, dtype=bool)
-    if fresh.shape != shape[:1]:
-        raise ValueError(f"episode_start: expected the shape {shape[:1]}, got {fresh.shape}.")
-    if state is None:
-        return np.zeros(shape), np.ones(shape[0], dtype=bool)
-    if len(state) != 1 or np.shape(state[0]) != shape:
-        raise ValueError(
-            f"state: expected one array {shape}, as the last predict returned it, got {[np.shape(part) for part in state]}."
-        )
-    return state[0], fresh

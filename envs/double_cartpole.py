@@ -162,7 +162,7 @@ class DoubleCartPoleEnv(SystemEnv):
     metadata = {**SystemEnv.metadata, "render_fps": 25}
     env_id = "dilqr_rl/DoubleCartPole-v0"
     dynamics_class = DoubleCartPoleDynamics
-    horizon = 60
+    horizon = 40
     cost_weights = (0.1, 0.1, 1.0, 1.0, 0.01, 1.0, 1.0, 0.01, 0.001)
     cost_goal = (0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
     presets = {

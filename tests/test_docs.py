@@ -27,6 +27,7 @@ LEARNING = ROOT / "docs" / "learning.md"
 POLICIES = ROOT / "docs" / "policies.md"
 OWN = ROOT / "docs" / "own_environment.md"
 RESULTS = ROOT / "docs" / "results.md"
+ROBUSTNESS = ROOT / "docs" / "robustness.md"
 
 if not PAGE.exists():
     pytest.skip("not in a checkout", allow_module_level=True)
@@ -47,6 +48,11 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def stepping() -> Any:
     _benchmarks()
     return importlib.import_module("benchmarks.stepping")
+
+
+def robustness() -> Any:
+    _benchmarks()
+    return importlib.import_module("benchmarks.robustness")
 
 
 def ppo() -> Any:
@@ -166,3 +172,25 @@ def test_the_page_s_figures_of_ppo_are_those_that_were_measured() -> None:
     assert benchmark.markdown(benchmark.read(ROOT / "benchmarks" / "results" / "ppo.json")) in RESULTS.read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_benchmark_of_robustness_has_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = robustness()
+    found = module.main(module.Args(quick=True, only=("pendulum",), results=tmp_path / "robustness.json"))
+    assert {(cell["horizon"], cell["case"]) for cell in found["cells"]} == {
+        (horizon, case) for horizon in ("default", 20) for case in (*module.NOISE, *module.SYSTEMS["pendulum"].worlds)
+    }
+    assert [row["budget_ms"] for row in found["latency"]] == [None, 2.0]
+    assert "| no noise |" in capsys.readouterr().out
+
+
+def test_the_page_on_robustness_has_what_was_measured() -> None:
+    module = robustness()
+    found = module.main(module.Args(report=True))
+    page = ROBUSTNESS.read_text(encoding="utf-8")
+    assert all(table in page for table in module.tables(found))
+    held = [cell for cell in found["cells"] if cell.get("hangs_at_best", 0) <= module.HELD * cell["of"]]
+    assert all(cell["hangs"] <= module.HELD * cell["of"] for cell in held)
+    (pendulum,) = (c for c in found["cells"] if (c["system"], c["horizon"], c["case"]) == ("pendulum", "default", "no noise"))
+    assert pendulum["return"] >= -137

@@ -44,7 +44,7 @@ def test_ppo_starts_learning_from_pixels(example: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ppo_learns_physics_and_goal() -> None:
     module = load_script(EXAMPLES / "ppo_wrong_physics.py")
-    found = module.main(module.Args(steps=2_048, episodes=10))
+    found = module.main(module.Args(steps=3_072, episodes=10))  # as in the README; some seeds take their time
     assert found["before"] < -650
     assert found["after"] > -500
 

@@ -19,6 +19,7 @@ from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.scan import scan
 from dilqr_rl.agents.learners.segments import Segments
 from dilqr_rl.agents.policy import MPCPolicy
+from dilqr_rl.multi_start import best_of, first_swings
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
@@ -47,6 +48,7 @@ class PlanningLearner(Learner):
         learn: what is learnt, where it is less than the class learns: names such as "dynamics.mass"; see `MPCPolicy`.
         gradient: of the planner: "implicit" (exact) or "diffmpc".
         solver: settings of the planner.
+        starts: from how many of `dilqr_rl.multi_start.swings` each plan begins, the cheapest of which counts; 1: zero controls.
         **settings: of a subclass.
 
     Raises:
@@ -69,6 +71,7 @@ class PlanningLearner(Learner):
         learn: Sequence[str] | None = None,
         gradient: Literal["implicit", "diffmpc"] = "implicit",
         solver: ILQROptions = _SOLVER,
+        starts: int = 1,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -81,6 +84,7 @@ class PlanningLearner(Learner):
             learn=None if learn is None else list(learn),
             gradient=gradient,
             solver=asdict(solver),
+            starts=starts,
             **settings,
         )
         problem = copy.deepcopy(self.model()).problem(self.horizon)
@@ -89,6 +93,7 @@ class PlanningLearner(Learner):
             _fill(problem, name, values)
         self.release(problem)
         self.planner = ILQR(problem, solver, gradient)
+        self._starts = first_swings(self.planner, starts)
         self._from_demonstration = False
         self._learnt = tuple(name for name, parameter in problem.named_parameters() if parameter.requires_grad)
         if not self._learnt:
@@ -105,7 +110,13 @@ class PlanningLearner(Learner):
 
     def controls(self, states: Tensor) -> Tensor:
         """See `Learner`."""
-        return self.planner(states).controls
+        return self._planned(states).controls
+
+    def _planned(self, x0: Tensor, params: Mapping[str, Tensor] | None = None, u_init: Tensor | None = None) -> Solution:
+        """Plans from u_init alone if it is given, else from the learner's starts."""
+        if u_init is None and len(self._starts) > 1:
+            return best_of(self.planner, self._starts, x0, params)
+        return self.planner(x0, params, u_init)
 
     def compared(self, solution: Solution, length: int) -> Tensor:
         """What the loss compares of plans: numbers (B, R), by default the first `length` controls."""
@@ -121,7 +132,7 @@ class PlanningLearner(Learner):
 
     def errors(self, segments: Segments, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """Planned less demonstrated (S, R), perhaps with other parameters than the learner's (see `ILQR`)."""
-        solution = self.planner(segments.states[:, 0], params, self._first_guess(segments))
+        solution = self._planned(segments.states[:, 0], params, self._first_guess(segments))
         return self.compared(solution, segments.controls.shape[1]) - self.demonstrated(segments)
 
     @torch.no_grad()
@@ -140,7 +151,7 @@ class PlanningLearner(Learner):
         """As many copies of each problem as its plan has numbers, each with parameters of its own."""
         x0, length = segments.states[:, 0], segments.controls.shape[1]
         with torch.no_grad():
-            solution = self.planner(x0, None, self._first_guess(segments))
+            solution = self._planned(x0, None, self._first_guess(segments))
         errors = self.compared(solution, length) - self.demonstrated(segments)
         rows, width = errors.numel(), errors.shape[1]
         leaves = {
@@ -161,7 +172,7 @@ class PlanningLearner(Learner):
         return replace(model, dynamics=problem.dynamics, stage_cost=problem.stage_cost, terminal_cost=problem.terminal_cost)
 
     def policy(self, **kwargs: Any) -> MPCPolicy:
-        """A Stable-Baselines3 policy that plans with what was learnt, each time from zero controls, as the learner does.
+        """A Stable-Baselines3 policy that plans with what was learnt, each time anew and from the learner's starts.
 
         To train on, use `to_sb3`.
 
@@ -200,6 +211,7 @@ class PlanningLearner(Learner):
             "learn": self._learn(),
             "options": self.planner.options,
             "gradient": self.planner.gradient,
+            "starts": self.settings["starts"],
         }
 
     def release(self, problem: ControlProblem) -> None:

@@ -239,7 +239,8 @@ def test_a_warm_start_solves_the_written_problem(per_step: bool) -> None:
     from_zero = one.plan(seen)
     assert (first.cost <= from_zero.cost + 1e-6).all()
     assert not torch.allclose(first.cost, policy().plan(seen).cost, rtol=1e-3)
-    again, _, second = one.act(seen, (first.controls.numpy(),), np.zeros(4, dtype=bool))
+    unmoved = state._replace(controls=first.controls.numpy(), states=first.states.numpy(), gains=first.gains.numpy())
+    again, _, second = one.act(seen, unmoved, np.zeros(4, dtype=bool))
     assert second.num_iterations.max() <= 1
     np.testing.assert_allclose(again, actions, rtol=0.0, atol=1e-6)  # float32
     mixed, _ = one.predict(seen, state, np.array([True, False, True, False]))

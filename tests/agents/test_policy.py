@@ -25,11 +25,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from dilqr_rl import ControlTask, ILQROptions, QuadraticCost, Solution, find_task
+from dilqr_rl import ControlTask, ILQROptions, MultiStart, QuadraticCost, Solution, Status, find_task
 from dilqr_rl.agents import MPCPolicy
-from dilqr_rl.agents.cold_start import best_of_swings
 from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.plan_state import PlanState, like
 from dilqr_rl.envs import PendulumDynamics
+from dilqr_rl.multi_start import swings
 
 IDS = ("dilqr_rl/Pendulum-v0", "dilqr_rl/CartPole-v0", "Pendulum-v1")
 each_id = pytest.mark.parametrize("env_id", IDS)
@@ -178,44 +179,69 @@ def test_predict_has_the_shapes_of_sb3(env_id: str) -> None:
     actions, state = policy.predict(seen)
     assert actions.shape == (3, m)
     assert actions.dtype == policy.action_space.dtype
-    assert [part.shape for part in state or ()] == [(3, 5, m)]
+    n = policy.task.state_size
+    shapes = [(3,), (3, 5, m), (3, 6, n), (3, 5, m, n), (3, m), (3, 0)]
+    assert [part.shape for part in state or ()] == shapes
     action, state = policy.predict(seen[0])
     assert action.shape == (m,)
     action, again = policy.predict(seen[0], state, np.zeros(1, dtype=bool))
     assert action.shape == (m,)
-    assert [part.shape for part in again or ()] == [(1, 5, m)]
+    assert [part.shape for part in again or ()] == [(1, *shape[1:]) for shape in shapes]
 
 
 @each_id
 def test_the_state_starts_the_next_plan(env_id: str) -> None:
     policy, seen = make(env_id), starts(env_id, 3)
     _, state, plan = policy.act(seen)
-    np.testing.assert_array_equal(state[0][:, :-1], plan.controls[:, 1:].numpy())
-    np.testing.assert_array_equal(state[0][:, -1], 0.0)
+    np.testing.assert_array_equal(state.version, 1)
+    np.testing.assert_array_equal(state.controls[:, :-1], plan.controls[:, 1:].numpy())
+    np.testing.assert_array_equal(state.controls[:, -1], 0.0)
+    np.testing.assert_array_equal(state.states[:, :-1], plan.states[:, 1:].numpy())
+    np.testing.assert_array_equal(state.gains[:, :-1], plan.gains[:, 1:].numpy())
+    np.testing.assert_array_equal(state.previous, plan.controls[:, 0].numpy())
     # The last plan, not moved on, solves the same problem already.
-    *_, again = policy.act(seen, (plan.controls.numpy(),), np.zeros(3, dtype=bool))
+    *_, again = policy.act(seen, plan_as_state(state, plan), np.zeros(3, dtype=bool))
     assert again.num_iterations.max() <= 1
+
+
+def plan_as_state(state: PlanState, plan: Solution) -> PlanState:
+    """What `predict` is given, with a plan that isn't moved on."""
+    return state._replace(controls=plan.controls.numpy(), states=plan.states.numpy(), gains=plan.gains.numpy())
+
+
+def test_next_to_a_plan_the_next_one_follows_it_with_feedback() -> None:
+    """An unstable pole: replayed, the controls of a long plan lead away from it; with feedback they stay beside it."""
+    policy, seen = make("dilqr_rl/CartPole-v0", horizon=60, options=ILQROptions(max_iterations=1)), np.zeros((1, 5), np.float32)
+    seen[0, 2] = 1.0
+    _, state, _ = make("dilqr_rl/CartPole-v0", horizon=60).act(seen)
+    pushed = seen + np.array([[0.0, 0.0, 0.0, 0.1, 0.3]], dtype=np.float32)
+    x0 = torch.as_tensor(pushed, dtype=torch.float64)
+    guess = state.guess(torch.device("cpu"))
+    replayed, followed = policy.planner(x0, u_init=guess.controls), policy.planner(x0, guess=guess)
+    assert followed.cost.item() < 0.2 * replayed.cost.item()
 
 
 @given(begins=st.lists(st.booleans(), min_size=4, max_size=4))
 @settings(max_examples=5)
 def test_episode_start_resets_these_entries_alone(begins: list[bool]) -> None:
     policy, seen = make("dilqr_rl/CartPole-v0", horizon=15, options=HASTY), starts("dilqr_rl/CartPole-v0", 4)
-    state = (np.random.default_rng(0).uniform(-50.0, 50.0, (4, 15, 1)),)
+    _, state = policy.predict(starts("dilqr_rl/CartPole-v0", 8)[4:])
     fresh, fresh_state = policy.predict(seen)
     carried, carried_state = policy.predict(seen, state, np.zeros(4, dtype=bool))
     mixed, mixed_state = policy.predict(seen, state, np.array(begins))
     assert fresh_state is not None
     assert carried_state is not None
     assert mixed_state is not None
-    assert (fresh != carried).all()
+    assert (fresh != carried).any()  # some plans are the same, from zero controls
     np.testing.assert_array_equal(mixed, np.where(np.array(begins)[:, None], fresh, carried))
-    np.testing.assert_array_equal(mixed_state[0], np.where(np.array(begins)[:, None, None], fresh_state[0], carried_state[0]))
+    for part, new, old in zip(mixed_state, fresh_state, carried_state, strict=True):
+        np.testing.assert_array_equal(part, np.where(like(np.array(begins), new), new, old))
 
 
 def test_what_an_ended_episode_left_in_the_state_is_not_looked_at() -> None:
     policy, seen = make(), starts(IDS[0], 2)
-    state = (np.full((2, 5, 1), np.nan),)
+    _, state = policy.predict(seen)
+    state = tuple(np.full_like(part, np.nan) if part.dtype.kind == "f" else part for part in state or ())
     fresh, _ = policy.predict(seen)
     actions, _ = policy.predict(seen, state, np.ones(2, dtype=bool))
     np.testing.assert_array_equal(actions, fresh)
@@ -229,11 +255,12 @@ def test_permuting_a_batch_permutes_the_actions_and_the_state(order: list[int]) 
     assert state is not None
     begins = np.array([True, False, False, True])
     actions, after = policy.predict(seen, state, begins)
-    permuted, permuted_after = policy.predict(seen[order], (state[0][order],), begins[order])
+    permuted, permuted_after = policy.predict(seen[order], tuple(part[order] for part in state), begins[order])
     assert after is not None
     assert permuted_after is not None
     np.testing.assert_array_equal(permuted, actions[order])
-    np.testing.assert_array_equal(permuted_after[0], after[0][order])
+    for part, other in zip(permuted_after, after, strict=True):
+        np.testing.assert_array_equal(part, other[order])
 
 
 @given(angle=st.floats(-np.pi, np.pi), rate=st.floats(-8.0, 8.0))
@@ -310,7 +337,9 @@ def test_predict_builds_no_graph_and_leaves_grad_mode_alone() -> None:
     ids=["nothing", "batch", "horizon", "two", "no tuple", "None"],
 )
 def test_a_state_of_another_shape_is_refused(state: Any) -> None:
-    with pytest.raises(ValueError, match=r"state: expected one array \(3, 5, 1\), as the last predict returned it"):
+    with pytest.raises(
+        ValueError, match=r"state: expected what the last predict returned, 6 arrays of shapes \[\(3,\), \(3, 5, 1\)"
+    ):
         make().predict(starts(IDS[0], 3), state, np.zeros(3, dtype=bool))
 
 
@@ -339,26 +368,78 @@ def test_an_observation_of_another_size_is_refused() -> None:
 
 
 @each_id
-def test_the_best_of_the_swings_costs_no_more_than_the_plan_from_zero(env_id: str) -> None:
-    policy, seen = make(env_id, horizon=15), torch.as_tensor(starts(env_id, 6))
-    swings = best_of_swings(policy.planner, seen)
+def test_the_first_plan_of_an_episode_is_the_best_of_the_swings(env_id: str) -> None:
+    policy, seen = make(env_id, horizon=15, warm_start=True), starts(env_id, 6)
+    *_, first = policy.act(seen)
     with torch.no_grad():
-        from_zero, from_swings = policy.plan(seen), policy.plan(seen, u_init=swings)
-    assert swings.shape == (6, 15, 1)
-    assert (swings >= policy.problem.u_min).all()
-    assert (swings <= policy.problem.u_max).all()
-    assert (from_swings.cost <= from_zero.cost * (1 + 1e-5)).all()  # float32
+        from_zero = policy.plan(seen)
+        from_swings = MultiStart(policy.planner)(policy.task.observation_to_state(torch.as_tensor(seen)))
+    assert torch.equal(first.controls, from_swings.controls)
+    assert (first.cost <= from_zero.cost * (1 + 1e-5)).all()  # float32
 
 
-def test_a_hanging_pendulum_needs_a_swing() -> None:
+def test_a_hanging_pendulum_is_not_left_hanging() -> None:
     """From rest, zero torque is a saddle of the cost: by symmetry the plan from it stays there."""
     hanging = torch.tensor([[-1.0, 0.0, 0.0]], dtype=torch.float64)
     policy = make(horizon=40)
     with torch.no_grad():
-        from_zero = policy.plan(hanging)
-        from_swings = policy.plan(hanging, u_init=best_of_swings(policy.planner, hanging))
-    assert from_zero.controls.abs().max() < 1e-6
-    assert from_swings.cost.item() < 0.9 * from_zero.cost.item()
+        still = policy.plan(hanging, u_init=torch.zeros(1, 40, 1, dtype=torch.float64))
+        planned = policy.plan(hanging)
+    assert still.controls.abs().max() < 1e-6
+    assert still.singular.all()
+    assert planned.converged.all()
+    assert planned.cost.item() < 0.9 * still.cost.item()
+
+
+def test_several_starts_are_what_every_plan_begins_from() -> None:
+    """Training and predicting alike: without a warm start equal observations give equal actions."""
+    policy, seen = make(horizon=30, starts=5, warm_start=False), starts(IDS[0], 6)
+    with torch.no_grad():
+        forward, _, _ = policy(torch.as_tensor(seen), deterministic=True)
+        expected = MultiStart(policy.planner, swings(policy.problem)[:5])(torch.as_tensor(seen))
+    np.testing.assert_array_equal(policy.predict(seen)[0], forward.numpy())
+    assert torch.equal(policy.plan(seen).cost, expected.cost)
+    policy.plan(seen).cost.sum().backward()
+    assert policy.problem.get_parameter("dynamics.parametrizations.mass.original").grad is not None
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"), [(0, "expected from 1 to 19"), (20, "expected from 1 to 19"), (True, "got True")]
+)
+def test_a_number_of_starts_that_there_is_not_is_refused(starts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"starts: .*{message}"):
+        make(starts=starts)
+    with pytest.raises(ValueError, match='starts: expected 1 with gradient="unroll"'):
+        make(starts=2, gradient="unroll")
+
+
+def test_with_little_time_an_episode_that_begins_beside_others_gets_its_share() -> None:
+    """Rows that begin are planned apart from those that go on: with time enough, as if each kind were alone."""
+    options = ILQROptions(max_iterations=50, tolerance=1e-5, max_seconds=60.0)
+    policy = make("dilqr_rl/CartPole-v0", horizon=20, options=options, warm_start=True)
+    seen, fresh = starts("dilqr_rl/CartPole-v0", 5), np.array([True, False, False, True, False])
+    _, state = policy.predict(starts("dilqr_rl/CartPole-v0", 10)[5:])
+    assert state is not None
+    mixed, after, _ = policy.act(seen, state, fresh)
+    begun, _, _ = policy.act(seen[fresh])
+    going, left, _ = policy.act(seen[~fresh], tuple(part[~fresh] for part in state))
+    np.testing.assert_array_equal(mixed[fresh], begun)
+    np.testing.assert_array_equal(mixed[~fresh], going)
+    np.testing.assert_array_equal(after.gains[~fresh], left.gains)
+
+
+def test_a_plan_that_is_not_finite_is_replaced_by_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
+    policy = make("dilqr_rl/Pendulum-v0", horizon=5, warm_start=True)
+    _, state = policy.predict(starts(IDS[0], 2))
+    assert state is not None
+    with torch.no_grad():
+        policy.problem.dynamics.parametrizations.length.original.fill_(-400.0)  # a length of 1e-174: rates overflow
+    actions, after, plan = policy.act(starts(IDS[0], 2), state, np.array([False, True]))
+    assert (plan.status == Status.NONFINITE).all()
+    assert "2 of 2 plans aren't finite" in caplog.text
+    np.testing.assert_allclose(actions[0], state[1][0, 0] / policy.task.control_per_action, rtol=1e-6)
+    np.testing.assert_array_equal(actions[1], 0.0)  # the middle
+    np.testing.assert_array_equal(after.controls[0, :-1], state[1][0, 1:])
 
 
 # What is learnt.

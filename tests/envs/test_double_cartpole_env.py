@@ -266,11 +266,11 @@ def test_the_picture_shows_both_poles_where_they_lean() -> None:
 @pytest.mark.parametrize("preset", ["swing-up", "balance"])
 def test_the_expert_balances_both_poles_from_any_start(preset: str) -> None:
     policy, count = MPCPolicy.for_env(make(preset=preset)), 10
-    envs = gym.make_vec(ID, num_envs=count, vectorization_mode="vector_entry_point", preset=preset)
+    envs = gym.make_vec(ID, num_envs=count, vectorization_mode="vector_entry_point", preset=preset, max_episode_steps=400)
     observation, info = envs.reset(seed=0)
     assert preset == "balance" or ((info["state"][:, 2] < 0.0) & (info["state"][:, 5] < 0.0)).any()  # some start hanging
     state, at_bound = None, np.zeros(count, bool)
-    for _ in range(199):
+    for _ in range(320):  # the cart takes its time: 0.17 m are left after 200 steps, 0.06 after 250, 0.02 after 300
         action, state = policy.predict(observation, state)
         observation, _, terminated, _, info = envs.step(action)
         at_bound |= (np.abs(action) == 1.0).any(-1)

@@ -14,8 +14,9 @@ from learner_data import make, plans, quick, upright
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from dilqr_rl import QuadraticCost, find_task
-from dilqr_rl.agents import LEARNERS, MPCPolicy, PlanningLearner
+from dilqr_rl import MultiStart, QuadraticCost, find_task
+from dilqr_rl.agents import LEARNERS, MPCPolicy, PhysicsLearner, PlanningLearner
+from dilqr_rl.multi_start import swings
 
 PLANNERS = sorted(name for name, learner in LEARNERS.items() if issubclass(learner, PlanningLearner))
 WITH_THE_TASK_S_MODEL = sorted(set(PLANNERS) - {"lqr", "residual"})
@@ -83,3 +84,17 @@ def test_a_weight_of_zero_in_the_task_is_no_obstacle() -> None:
     )
     learner = LEARNERS["cost"](task, horizon=4)
     assert learner.policy().parameter_values()["stage_cost.weights"].tolist() == pytest.approx([0.5] * 4)
+
+
+def test_a_loss_from_several_starts_is_that_of_the_cheapest_plans() -> None:
+    """Hanging pendulums, from which one start leads to other plans than five."""
+    hanging = torch.tensor([[-1.0, 0.0, 0.0], [-0.99, 0.141, 0.5], [-0.99, -0.141, 1.0]], dtype=torch.float64)
+    one, five = (PhysicsLearner("Pendulum-v1", horizon=40, starts=starts) for starts in (1, 5))
+    planned = MultiStart(five.planner, swings(five.problem)[:5])(hanging)
+    assert torch.equal(five.controls(hanging), planned.controls)
+    assert not torch.allclose(one.controls(hanging), five.controls(hanging), atol=1e-3)
+    five.controls(hanging).sum().backward()
+    assert all(parameter.grad is not None for parameter in five.learnt_parameters().values())
+    assert five.policy().settings["starts"] == 5
+    again = PhysicsLearner("Pendulum-v1", **five.settings | {"solver": five.planner.options})
+    assert torch.equal(again.controls(hanging), planned.controls)

@@ -1,0 +1,96 @@
+"""What a controller carries from one decision to the next: its plan."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dilqr_rl.guess import Guess
+from dilqr_rl.problem import ControlProblem
+from dilqr_rl.solution import Solution
+
+__all__ = ["PlanState", "State", "like"]
+
+State = tuple[NDArray[Any], ...]
+_VERSION = 1
+
+
+class PlanState(NamedTuple):
+    """The state of `predict`, for B environments; an array's first axis is theirs, so that rows can be picked from all alike.
+
+    Attributes:
+        version: (B,), of this layout.
+        controls: (B, T, m), the plan, moved on by one step, in the model's unit.
+        states: (B, T+1, n), of the plan.
+        gains: (B, T, m, n), of the plan.
+        previous: (B, m), the control of the plan that was just applied.
+        estimate: (B, 0), room for what an estimator knows.
+    """
+
+    version: NDArray[np.int64]
+    controls: NDArray[np.float64]
+    states: NDArray[np.float64]
+    gains: NDArray[np.float64]
+    previous: NDArray[np.float64]
+    estimate: NDArray[np.float64]
+
+    @classmethod
+    def begin(cls, controls: Tensor, state_size: int) -> PlanState:
+        """Before the first plan: controls (B, T, m) that nobody has planned, and nothing around them."""
+        B, T, m = controls.shape
+        states, gains = np.zeros((B, T + 1, state_size)), np.zeros((B, T, m, state_size))
+        return cls(np.full(B, _VERSION), _array(controls), states, gains, np.zeros((B, m)), np.zeros((B, 0)))
+
+    @classmethod
+    def read(cls, state: State, batch_size: int, problem: ControlProblem) -> PlanState:
+        """What `predict` was given.
+
+        Raises:
+            ValueError: it isn't what the last call returned, for as many environments and this problem.
+        """
+        T, n, m = problem.horizon, problem.state_size, problem.control_size
+        B = batch_size
+        shapes = [(B,), (B, T, m), (B, T + 1, n), (B, T, m, n), (B, m), (B, 0)]
+        came = [np.shape(part) for part in state]
+        if came != shapes or not (np.asarray(state[0]) == _VERSION).all():
+            raise ValueError(
+                f"state: expected what the last predict returned, {len(shapes)} arrays of shapes {shapes}, version {_VERSION}; "
+                f"got {came}. At an episode's start give None."
+            )
+        return cls(*state)
+
+    def guess(self, device: torch.device) -> Guess:
+        """Where the next plan starts: feedback around the last one."""
+        parts = (torch.as_tensor(part, dtype=torch.float64, device=device) for part in (self.controls, self.states, self.gains))
+        return Guess(*parts)
+
+    def after(self, solution: Solution, usable: NDArray[np.bool_]) -> PlanState:
+        """The plans of a solution (B, ...) moved on by one step; where it isn't usable (B,), these instead."""
+        new = self._replace(controls=_array(solution.controls), states=_array(solution.states), gains=_array(solution.gains))
+        kept = PlanState(*(np.where(like(usable, one), one, other) for one, other in zip(new, self, strict=True)))
+        return kept._replace(
+            controls=_ahead(kept.controls), states=_later(kept.states), gains=_ahead(kept.gains), previous=kept.controls[:, 0]
+        )
+
+
+def _array(tensor: Tensor) -> NDArray[np.float64]:
+    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+
+def _ahead(plan: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without the first step, and a zero at the end."""
+    return np.concatenate((plan[:, 1:], np.zeros_like(plan[:, :1])), axis=1)
+
+
+def _later(states: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without the first state, and the last one twice."""
+    return np.concatenate((states[:, 1:], states[:, -1:]), axis=1)
+
+
+def like(flags: NDArray[np.bool_], other: NDArray[Any]) -> NDArray[np.bool_]:
+    """Flags (B,) with as many axes as an array (B, ...)."""
+    return flags.reshape(-1, *[1] * (other.ndim - 1))
