@@ -256,11 +256,7 @@ def _solve_problem(
         near = residual <= settings.tolerance and status != NONFINITE
         step = find_policy(T, memory, 0.0 if near else damping)
         newton = step.share == 1.0 and step.strict
-        if near and (
-            status == LINE_SEARCH_FAILED
-            or not newton
-            or largest_change(T, memory) <= settings.step_tolerance * (1.0 + largest(T, now.u))
-        ):
+        if near and (status == LINE_SEARCH_FAILED or not newton or _rests(T, settings, memory, now)):
             status = CONVERGED
         if status != RUNNING:
             return Outcome(cost, status, iterations, residual, 1 if status == CONVERGED and not newton else 0, usual)
@@ -268,13 +264,7 @@ def _solve_problem(
             step = find_policy(T, memory, damping)
         used = damping
         length, cost, share = _descend(instance, settings, memory, now, cost, step, damping)
-        moved = length > 0.0
-        if length == 0.0:
-            damping = max(damping * settings.damping_factor, settings.damping_min)
-        elif length == 1.0:
-            damping /= settings.damping_factor
-            if damping < settings.damping_min:
-                damping = 0.0
+        moved, damping = length > 0.0, _next_damping(settings, damping, length)
         if damping > settings.damping_max:
             status = LINE_SEARCH_FAILED
         iterations += 1
@@ -283,6 +273,23 @@ def _solve_problem(
             usual = time - began
             if time + 1.5 * usual > clock.ends:  # another iteration, and what the end takes
                 status = TIME_LIMIT
+
+
+@inner
+def _rests(T: int, settings: Settings, memory: Memory, now: Trajectory) -> bool:
+    """Whether the whole step would hardly move the controls."""
+    return largest_change(T, memory) <= settings.step_tolerance * (1.0 + largest(T, now.u))
+
+
+@inner
+def _next_damping(settings: Settings, damping: float, length: float) -> float:
+    """Less after a whole step, more after none."""
+    if length == 0.0:
+        return max(damping * settings.damping_factor, settings.damping_min)
+    if length < 1.0:
+        return damping
+    lower = damping / settings.damping_factor
+    return lower if lower >= settings.damping_min else 0.0
 
 
 @inner
