@@ -241,7 +241,8 @@ def written(cell: Record | None) -> str:
         return ""
     text = f"{cell['return']:.0f}"
     if cell["hangs"]:
-        text += f" ({cell['hangs']} hang" + (f"; at best {cell['hangs_at_best']})" if "hangs_at_best" in cell else ")")
+        best = cell.get("hangs_at_best")
+        text += f" ({cell['hangs']} hang)" if best is None else f" ({cell['hangs']} hang; at best {best})"
     return text
 
 
