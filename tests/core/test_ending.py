@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from dilqr_rl.derivatives import dynamics_hessian
 from dilqr_rl.ilqr import expand, rollout, with_curvature
 from dilqr_rl.instance import bind
 from dilqr_rl.lqr import backward_sweep, linear_rollout
+from dilqr_rl.native import program
+from dilqr_rl.native.clock import Clock
 
 Backend = Literal["native", "torch"]
 each_backend = pytest.mark.parametrize("backend", ["native", "torch"])
@@ -161,17 +164,27 @@ def test_an_early_end_is_converged_whatever_the_budget(backend: Backend) -> None
     )
 
 
-def test_a_batch_shares_its_time_out() -> None:
-    """Every problem gets some iterations, not the first ones all."""
+def test_a_batch_shares_its_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every problem gets some iterations, not the first ones all; by a clock that goes on by 1 s whenever it is looked at."""
+    now = [0]
+
+    def write(which: int, reading: Any) -> int:
+        now[0] += 1
+        reading[0], reading[1] = now[0], 0
+        return 0
+
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int64))(write)
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    monkeypatch.setattr(program, "clock", lambda: Clock(address, 0, lambda: float(now[0]), function))
     problem, x0 = slow()
-    alone = plan(problem, x0, max_iterations=400, record=True)
-    began = time.perf_counter()
-    plan(problem, x0.repeat(40, 1), max_iterations=6)
-    solution = plan(problem, x0.repeat(40, 1), max_seconds=time.perf_counter() - began)
+    alone = plan(problem, x0)
+    solution = plan(problem, x0.repeat(30, 1), max_seconds=600.0)
     assert (solution.status == Status.TIME_LIMIT).all()
     assert alone.num_iterations.item() > 100
-    assert solution.num_iterations.median() >= 1  # the last ones may find less than was meant for them
-    assert solution.num_iterations.max() < 100
+    assert solution.num_iterations.min() >= 3
+    assert solution.num_iterations.max() <= 20
+    assert 500 < now[0] <= 640
 
 
 # The history.

@@ -60,7 +60,7 @@ class Clock(NamedTuple):
         which: its first argument.
         reading: memory for what it writes: seconds and nanoseconds.
         ends: when the problem must have ended.
-        usual: how long an iteration of the problem before took.
+        usual: how long the shortest iteration of the problems before took, 0 where there were none.
     """
 
     address: int
@@ -270,8 +270,9 @@ def _solve_problem(
         iterations += 1
         if clock.address != 0 and status == RUNNING:
             time = _read(clock)
-            usual = time - began
-            if time + 1.5 * usual > clock.ends:  # another iteration, and what the end takes
+            took = time - began
+            usual = took if usual == 0.0 else min(usual, took)  # an interruption is none
+            if time + 1.5 * took > clock.ends:  # another iteration, and what the end takes
                 status = TIME_LIMIT
 
 
