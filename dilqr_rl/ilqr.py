@@ -192,7 +192,7 @@ def begin(instance: Instance, x0: Tensor, guess: Guess) -> tuple[Tensor, Tensor]
     if guess.states is None:
         u = torch.clamp(guess.controls, lower, upper)
         return rollout(instance, x0, u), u
-    gains = policy_around(instance, guess, lower, upper).K if guess.gains is None else guess.gains
+    gains = policy_around(instance, guess).K if guess.gains is None else guess.gains
     states, controls = [x0], []
     parts = (guess.controls, gains, guess.states[:, :-1], lower, upper)
     for t, (u_t, K, x_t, low, high) in enumerate(zip(*(part.unbind(1) for part in parts), strict=True)):
@@ -223,15 +223,15 @@ def _start(instance: Instance, x0: Tensor, guess: Guess) -> Iterate:
     )
 
 
-def policy_around(instance: Instance, guess: Guess, lower: Tensor, upper: Tensor) -> Policy:
-    """Gauss-Newton's policy around a guess, whose states need not be those of its controls."""
+def policy_around(instance: Instance, guess: Guess, closing: bool = False) -> Policy:
+    """Gauss-Newton's policy around a guess, whose states need not be those of its controls; `closing` counts these gaps."""
     controls, states = guess.controls, guess.states
     if states is None:
         raise ValueError("guess.states: expected states to find a policy around, got none.")
     model, _ = expand(instance, states, controls)
-    gaps = instance.dynamics(states[:, :-1], controls) - states[:, 1:]
-    none = torch.zeros_like(states[:, 0, 0])
-    return backward_sweep(made_convex(model), lower - controls, upper - controls, none, Lift.ALL, gaps)
+    gaps = instance.dynamics(states[:, :-1], controls) - states[:, 1:] if closing else None
+    lower, upper = (bound - controls for bound in instance.bounds(len(controls)))
+    return backward_sweep(made_convex(model), lower, upper, torch.zeros_like(states[:, 0, 0]), Lift.ALL, gaps)
 
 
 def _measure(running: Iterate, model: Quadratic, costate: Tensor, options: ILQROptions) -> Iterate:

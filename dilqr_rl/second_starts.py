@@ -42,7 +42,7 @@ def feedback_start(instance: Instance, x0: Tensor) -> Guess:
     """A start for K problems from x0 (K, n) where zero controls escape: the policy of their linear-quadratic model at x0."""
     lower, upper = instance.bounds(len(x0))
     held = Guess(_between(lower, upper, 0.5), x0.unsqueeze(1).expand(-1, lower.shape[1] + 1, -1))
-    policy = policy_around(instance, held, lower, upper)
+    policy = policy_around(instance, held, closing=True)
     found = (policy.K.flatten(1).isfinite().all(1) & policy.k.flatten(1).isfinite().all(1))[:, None, None]
     controls = held.controls + torch.where(found, policy.k, 0.0)
     return Guess(controls, held.states, torch.where(found.unsqueeze(-1), policy.K, 0.0))

@@ -49,9 +49,9 @@ class Deadline:
         self._end = None if seconds is None else self._last + seconds
 
     def is_near(self) -> bool:
-        """Whether another iteration, as long as the last one, would end too late; to be asked after each."""
+        """Whether another iteration, as long as the last one, and the end would take too long; to be asked after each."""
         if self._end is None:
             return False
         now = time.monotonic()
         last, self._last = now - self._last, now
-        return now + last > self._end
+        return now + 1.5 * last > self._end

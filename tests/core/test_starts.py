@@ -87,6 +87,20 @@ def test_both_paths_begin_alike_from_a_guess() -> None:
         torch.testing.assert_close(native.controls, reference.controls, rtol=1e-8, atol=1e-8)
 
 
+def test_both_paths_find_the_same_gains_around_states_that_no_controls_lead_to() -> None:
+    problem = cartpole(20).requires_grad_(False)
+    problem.u_min.fill_(-4.0)
+    problem.u_max.fill_(4.0)
+    states = CARTPOLE.starts(6, 5).unsqueeze(1) + 0.3 * normal(6, 21, 5, seed=3)
+    guess = Guess(torch.zeros(6, 20, 1, dtype=FLOAT), states)
+    costs = []
+    for backend in ("native", "torch"):
+        history = ILQR(problem, ILQROptions(backend=backend, record=True))(CARTPOLE.starts(6, 1), guess=guess).history
+        assert history is not None
+        costs.append(history.cost[:, 0])
+    torch.testing.assert_close(*costs, rtol=1e-9, atol=1e-9)
+
+
 def test_unroll_differentiates_from_the_rollout_of_a_guess() -> None:
     x0 = far_cartpole_starts(3).requires_grad_()
     problem = cartpole(10).requires_grad_(False)
