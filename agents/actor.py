@@ -78,7 +78,7 @@ class PlanningActor(nn.Module):
         They begin from the guess alone if there is one, else from the actor's starts.
         """
         x0, params = self._posed(observation, features, params)
-        if guess is None and len(self._starts) > 1:
+        if guess is None:
             solution = best_of(self.planner, self._starts, x0, params)
         else:
             solution = self.planner(x0, params, guess=guess)

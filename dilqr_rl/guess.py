@@ -42,26 +42,33 @@ class Guess:
         return Guess(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
 
 
+def either(u_init: Tensor | None, guess: Guess | None) -> Guess | None:
+    """One of the two, as a guess.
+
+    Raises:
+        ValueError: both were given.
+    """
+    if u_init is not None and guess is not None:
+        raise ValueError("guess: expected either u_init or guess, got both. Put the controls into the guess.")
+    return guess if u_init is None else Guess(u_init)
+
+
 def checked_guess(problem: ControlProblem, x0: Tensor, u_init: Tensor | None, guess: Guess | None) -> Guess:
     """Where to start from x0 (B, n): what was given, (B, ...) in float64 on x0's device, or zero controls.
 
     Raises:
         ValueError: both were given, or a wrong type or shape, NaN or infinity; gains without states; multipliers.
     """
-    if guess is None and u_init is None:
-        return Guess(x0.new_zeros((len(x0), problem.horizon, problem.control_size), dtype=torch.float64))
+    prefix = "" if u_init is None else "u_init"
+    guess = either(u_init, guess)
     if guess is None:
-        guess, prefix = Guess(u_init), "u_init"  # type: ignore[arg-type]
-    elif u_init is not None:
-        raise ValueError("guess: expected either u_init or guess, got both. Put the controls into the guess.")
-    elif not isinstance(guess, Guess):
+        return Guess(x0.new_zeros((len(x0), problem.horizon, problem.control_size), dtype=torch.float64))
+    if not isinstance(guess, Guess):
         raise ValueError(f"guess: expected a dilqr_rl.Guess, got {type(guess).__name__}. Controls alone are u_init.")
-    elif guess.multipliers is not None:
+    if guess.multipliers is not None:
         raise ValueError("guess.multipliers: expected None, since problems have no constraints yet, got multipliers.")
-    elif guess.gains is not None and guess.states is None:
+    if guess.gains is not None and guess.states is None:
         raise ValueError("guess.gains: expected states beside them, around which they are feedback, got none.")
-    else:
-        prefix = ""
     T, n, m = problem.horizon, problem.state_size, problem.control_size
     shapes = {"controls": (T, m), "states": (T + 1, n), "gains": (T, m, n)}
     parts = {name: _checked(prefix or f"guess.{name}", getattr(guess, name), x0, shape) for name, shape in shapes.items()}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dilqr_rl.guess import Guess
+from dilqr_rl.guess import Guess, either
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution, Status
@@ -75,19 +75,8 @@ class MultiStart(nn.Module):
         if not isinstance(x0, Tensor) or x0.ndim not in (1, 2):
             return self.planner(x0)  # says what is wrong
         batch = x0 if x0.ndim == 2 else x0.unsqueeze(0)
-        solution = best_of(self.planner, self.starts, batch, params, checked_start(u_init, guess))
+        solution = best_of(self.planner, self.starts, batch, params, either(u_init, guess))
         return solution if x0.ndim == 2 else solution.squeeze()
-
-
-def checked_start(u_init: Tensor | None, guess: Guess | None) -> Guess | None:
-    """One of the two as a guess.
-
-    Raises:
-        ValueError: both were given.
-    """
-    if u_init is not None and guess is not None:
-        raise ValueError("guess: expected either u_init or guess, got both. Put the controls into the guess.")
-    return guess if u_init is None else Guess(u_init)
 
 
 def best_of(
@@ -104,6 +93,8 @@ def best_of(
     A time budget of the planner, or this share of it, is that of all of them together, from `began` on (`time.monotonic()`;
     now, if None). Here the first call of a process, which loads or compiles native code, counts.
     """
+    if guess is None and _is_zero(starts) and began is None:
+        return planner(x0, params)
     budget, began = planner.options.max_seconds, time.monotonic() if began is None else began
     budget, exact = None if budget is None else share * budget, x0.to(torch.float64)
 
@@ -124,7 +115,7 @@ def _from_starts(
     planner: ILQR, seconds: float | None, starts: Tensor, x0: Tensor, params: Mapping[str, Tensor] | None
 ) -> Solution:
     S, B = len(starts), len(x0)
-    if S == 1 and not starts.any():
+    if _is_zero(starts):
         return planner.within(seconds, x0, params)  # which looks again where zero controls lead nowhere
     own = {**dict(planner.problem.named_parameters()), **dict(planner.problem.named_buffers())}
     repeated = {
@@ -136,6 +127,11 @@ def _from_starts(
     guess = Guess(starts.to(x0.device).repeat(B, 1, 1))
     solution = planner.within(seconds, x0.repeat_interleave(S, 0), repeated, guess)
     return solution.select(_cost(solution).view(B, S).argmin(1) + S * torch.arange(B, device=x0.device))
+
+
+def _is_zero(starts: Tensor) -> bool:
+    """Whether they are what a planner starts from by itself."""
+    return len(starts) == 1 and not starts.any()
 
 
 def _cost(solution: Solution) -> Tensor:

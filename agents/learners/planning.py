@@ -114,7 +114,7 @@ class PlanningLearner(Learner):
 
     def _planned(self, x0: Tensor, params: Mapping[str, Tensor] | None = None, u_init: Tensor | None = None) -> Solution:
         """Plans from u_init alone if it is given, else from the learner's starts."""
-        if u_init is None and len(self._starts) > 1:
+        if u_init is None:
             return best_of(self.planner, self._starts, x0, params)
         return self.planner(x0, params, u_init)
 
