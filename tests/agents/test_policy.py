@@ -224,15 +224,16 @@ def test_next_to_a_plan_the_next_one_follows_it_with_feedback() -> None:
 @given(begins=st.lists(st.booleans(), min_size=4, max_size=4))
 @settings(max_examples=5)
 def test_episode_start_resets_these_entries_alone(begins: list[bool]) -> None:
-    policy, seen = make("dilqr_rl/CartPole-v0", horizon=15, options=HASTY), starts("dilqr_rl/CartPole-v0", 4)
-    _, state = policy.predict(starts("dilqr_rl/CartPole-v0", 8)[4:])
+    policy, some = make("dilqr_rl/CartPole-v0", horizon=15, options=HASTY), starts("dilqr_rl/CartPole-v0", 10)
+    seen, before = some[[1, 3, 7, 9]], some[[0, 2, 6, 8]]  # from elsewhere zero controls may be the best start of both
+    _, state = policy.predict(before)
     fresh, fresh_state = policy.predict(seen)
     carried, carried_state = policy.predict(seen, state, np.zeros(4, dtype=bool))
     mixed, mixed_state = policy.predict(seen, state, np.array(begins))
     assert fresh_state is not None
     assert carried_state is not None
     assert mixed_state is not None
-    assert (fresh != carried).any()  # some plans are the same, from zero controls
+    assert (fresh != carried).all()
     np.testing.assert_array_equal(mixed, np.where(np.array(begins)[:, None], fresh, carried))
     for part, new, old in zip(mixed_state, fresh_state, carried_state, strict=True):
         np.testing.assert_array_equal(part, np.where(like(np.array(begins), new), new, old))
