@@ -188,10 +188,17 @@ def bind(
             positions[id(tensor)] = len(values)
             value = replaced.get(id(tensor), tensor)
             leads.append(value.ndim - tensor.ndim)
-            values.append(value.to(x0.device, torch.float64) if value.is_floating_point() else value.to(x0.device))
+            values.append(_moved(value, x0.device))
         role, _, rest = name.partition(".")
         slots[role if rest else ""].append((rest or name, positions[id(tensor)]))
     return Instance(problem, tuple(values), tuple(leads), {role: tuple(pairs) for role, pairs in slots.items()})
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """On the device, and in float64 if it is floating-point. Values that are there already don't wait for torch to find out."""
+    if value.dtype == torch.float64 and value.device == device:
+        return value
+    return value.to(device, torch.float64) if value.is_floating_point() else value.to(device)
 
 
 def own_tensors(problem: ControlProblem) -> list[Tensor]:

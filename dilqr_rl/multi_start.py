@@ -18,7 +18,7 @@ __all__ = ["MultiStart", "best_of", "first_swings", "swings"]
 _PERIODS = (0.4, 0.6, 0.8, 1.2)  # of the horizon
 _PHASES = (0.0, 0.25, 0.5, 0.75)  # of the period
 _CHEAPER = 1e-6  # relative: a plan that is cheaper by less than what solves leave over doesn't take a guess's place
-_DOOR = 3e-4  # s, what a call takes beside solving
+_DOOR = 5e-4  # s, what a policy's call takes after the solve
 _SHORTEST = 1e-6  # s, what is left of a time budget that is over
 
 

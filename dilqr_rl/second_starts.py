@@ -26,15 +26,19 @@ def doubts(solution: Solution, bounds: Callable[[], tuple[Tensor, Tensor]]) -> T
     Hessian isn't positive definite, or where a control never answers to the state: it has no effect there, as on a plateau.
     """
     iterations, status = solution.num_iterations.cpu().numpy(), solution.status.cpu().numpy()
-    early = np.flatnonzero((iterations <= 1) & ((status == Status.CONVERGED) | (status == Status.NONFINITE)))
+    if iterations.min() > 1:
+        return solution.status.new_empty(0)
+    rows = len(iterations)
+    u, lower, upper = (part.detach().cpu().numpy().reshape(rows, -1) for part in (solution.controls, *bounds()))
+    start = np.maximum(np.minimum(0.0, upper), lower)
+    stays = np.abs(u - start).max(1) <= _MOVED * (1.0 + np.abs(u).max(1))
+    doubtful = (status == Status.NONFINITE) & (iterations == 0)
+    early = np.flatnonzero((status == Status.CONVERGED) & (iterations <= 1) & stays)
     if early.size > 0:
-        u, gains, singular = (part.cpu().numpy()[early] for part in (solution.controls, solution.gains, solution.singular))
-        lower, upper = (bound.detach().cpu().numpy()[early] for bound in bounds())
-        start = np.maximum(np.minimum(0.0, upper), lower)
-        stays = np.abs(u - start).max((1, 2)) <= _MOVED * (1.0 + np.abs(u).max((1, 2)))
-        idle = (gains == 0.0).all((1, 3)).any(1) | ((u <= lower) | (u >= upper)).any((1, 2)) | singular
-        early = early[np.where(status[early] == Status.CONVERGED, stays & idle, iterations[early] == 0)]
-    return torch.from_numpy(early).to(solution.status.device)
+        at_bound = ((u[early] <= lower[early]) | (u[early] >= upper[early])).any(1)
+        gains, singular = (part.cpu().numpy()[early] for part in (solution.gains, solution.singular))
+        doubtful[early] = (gains == 0.0).all((1, 3)).any(1) | at_bound | singular
+    return torch.from_numpy(np.flatnonzero(doubtful)).to(solution.status.device)
 
 
 @torch.no_grad()

@@ -75,7 +75,8 @@ def arrange(instance: Instance, closures: Sequence[Tensor]) -> Arguments:
 def _flat(value: Tensor) -> Floats:
     if not value.is_floating_point():
         return np.empty(0)
-    flat: Floats = value.detach().to(torch.float64).numpy().ravel()
+    exact = value.detach() if value.dtype == torch.float64 else value.detach().to(torch.float64)
+    flat: Floats = exact.numpy().ravel()
     return flat
 
 
