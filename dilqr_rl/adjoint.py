@@ -15,6 +15,10 @@ and times their gradients to its own.
 A control at its bound stays there: d_u = 0, and the derivative with respect to the bound takes its place. Where the control
 would leave the bound for one sign of a change and not for the other, the solution has two one-sided derivatives; this is
 the one of staying. A control without any curvature (its row of Q_uu is zero) stays where the solver left it, too.
+
+Where a solution is singular (see `Solution`), some directions of the controls cost nothing, and nothing says how they follow a
+change. They stay, and all others move as they must: the derivative of least norm. What a loss sees of states and costs is then
+right however such controls share their work.
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from dilqr_rl.box import product
-from dilqr_rl.derivatives import dynamics_hessian, terminal_gradient
+from dilqr_rl.consistency import disagreement
+from dilqr_rl.derivatives import dynamics_hessian, gradient, terminal_gradient
 from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.ilqr import expand, with_curvature
 from dilqr_rl.instance import Instance
-from dilqr_rl.lqr import Quadratic, backward_sweep, control_gradient, costates, linear_rollout
+from dilqr_rl.lqr import Lift, Quadratic, backward_sweep, control_gradient, costates, linear_rollout
 from dilqr_rl.solution import Solution
 
 
@@ -51,25 +55,33 @@ class Adjoint:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """See `Pullback`."""
         solution, instance = self._solution, self._instance.with_values(values)
+        role = disagreement(instance, solution)
+        if role is not None:
+            raise RuntimeError(
+                f"the problem's {role} changed between the solve and its gradient: a setting, or a tensor that isn't the "
+                "problem's own. Take the gradient first, or solve again."
+            )
         good = solution.converged.nonzero().squeeze(1)
         dx0 = torch.zeros_like(solution.states[:, 0])
         if good.numel() == 0:
             return dx0, [torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True)]
         bounds = instance.bounds(dx0.shape[0])
-        point = Point(instance.select(good), *(part[good] for part in (solution.states, solution.controls, *bounds)))
+        parts = (solution.states, solution.controls, *bounds, solution.singular)
+        point = Point(instance.select(good), *(part[good] for part in parts))
         step = solve_adjoint(point, LossGradient(*(part[good] for part in loss)), exact=self._exact)
         return dx0.index_put((good,), step.mu[:, 0]), _value_gradients(instance, needed, good, point, step)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Solutions of B problems: x (B, T+1, n), u, lower and upper (B, T, m)."""
+    """Solutions of B problems: x (B, T+1, n), u, lower and upper (B, T, m), and whether they are singular (B,)."""
 
     instance: Instance
     x: Tensor
     u: Tensor
     lower: Tensor
     upper: Tensor
+    singular: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,10 @@ def solve_adjoint(point: Point, gradient_of_loss: LossGradient, *, exact: bool) 
     loss_dz = torch.cat((loss_dx[:, :-1], loss_du), dim=-1) + loss_dcost[:, None, None] * model.g
     loss = Quadratic(model.F, model.H, loss_dz, model.H_T, loss_dx[:, -1] + loss_dcost[:, None] * model.g_T)
     policy = backward_sweep(loss, -limit, limit, torch.zeros_like(limit[:, 0, 0]))
+    odd = point.singular.nonzero().squeeze(1)
+    if odd.numel() > 0:
+        free, undamped = limit[odd], torch.zeros_like(limit[odd, 0, 0])
+        policy = policy.merge(odd, backward_sweep(loss.select(odd), -free, free, undamped, Lift.LEAST))
     dx, du = linear_rollout(model.F, policy)
     g = loss.g + product(model.H, torch.cat((dx[:, :-1], du), dim=-1))
     mu = costates(model.F, g, loss.g_T + product(model.H_T, dx[:, -1]))
@@ -132,20 +148,20 @@ def _value_gradients(
         if not wanted:
             return [None] * len(leaves)
         bracket = _bracket(instance.with_values(leaves).select(good), point, step)
-        found = iter(torch.autograd.grad(bracket, wanted, allow_unused=True) if bracket.requires_grad else [None] * len(wanted))
+        if bracket.requires_grad:
+            found = iter(torch.autograd.grad(bracket, wanted, allow_unused=True, materialize_grads=True))
+        else:
+            found = iter(torch.zeros_like(leaf) for leaf in wanted)
     return [next(found) if need else None for need in needed]
 
 
 def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
     n = point.x.shape[-1]
 
-    def lagrangian(z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        x, u = z[..., :n], z[..., n:]
-        f, cost = instance.dynamics(x, u), instance.stage_cost(x, u)
-        return cost.sum() + (step.costate[:, 1:] * f).sum(), (f, cost)
-
-    gradient, (f, cost) = grad(lagrangian, has_aux=True)(torch.cat((point.x[:, :-1], point.u), dim=-1))
-    directional = (gradient * torch.cat((step.dx[:, :-1], step.du), dim=-1)).sum()
+    z = torch.cat((point.x[:, :-1], point.u), dim=-1).requires_grad_()
+    f, cost = (function(z[..., :n], z[..., n:]) for function in (instance.dynamics, instance.stage_cost))
+    slope = gradient(lambda _: cost.sum() + (step.costate[:, 1:] * f).sum(), z)
+    directional = (slope * torch.cat((step.dx[:, :-1], step.du), dim=-1)).sum()
     last = (terminal_gradient(instance, point.x[:, -1]) * step.dx[:, -1]).sum()
     total = (step.dcost * (cost.sum(-1) + instance.terminal_cost(point.x[:, -1]))).sum()
     lower, upper = instance.bounds(point.u.shape[0])

@@ -10,6 +10,8 @@ from torch import Tensor
 _MAX_ITERATIONS = 60
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # of a derivative, relative to its terms: below it the sign means nothing
 
+_LEAST = 1e-10  # of Q's largest eigenvalue: less counts as none
+
 
 class BoxStep(NamedTuple):
     """Solution of the program.
@@ -48,6 +50,20 @@ def box_step(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor, r
         step = _on_free_components(Q, q, Q_ux, torch.where(free, torch.zeros_like(bound), bound), free, rounding)
     missing = (flat & (q != 0)).any(-1)
     return step._replace(positive=step.positive & ~missing, singular=step.singular | (step.positive & missing))
+
+
+def least_step(Q: Tensor, q: Tensor, Q_ux: Tensor, free: Tensor, rounding: Tensor) -> BoxStep:
+    """The stationary point of least norm over the free components (B, m), the others at 0, whatever Q's definiteness.
+
+    Directions in which Q's curvature is rounding, or less than 1e-10 of its largest, stay at 0: moving along them changes
+    nothing, or has no end.
+    """
+    masked = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), Q, 0.0)
+    lost = rounding.sum(-1)
+    inverse = torch.linalg.pinv(masked, atol=lost, rtol=torch.full_like(lost, _LEAST), hermitian=True)
+    solved = inverse @ torch.cat((-q.unsqueeze(-1), -Q_ux), dim=-1)
+    every = torch.ones_like(q[:, 0], dtype=torch.bool)
+    return BoxStep(solved[..., 0], solved[..., 1:], every, ~every)
 
 
 def _one_control(Q: Tensor, q: Tensor, Q_ux: Tensor, lower: Tensor, upper: Tensor, rounding: Tensor) -> BoxStep:

@@ -2,8 +2,8 @@
 
 Every point is repeated once per row of the matrix that is asked for, and one reverse pass gives all rows: the functions
 take any leading batch dimensions, so this needs no vmap, and it is several times faster than forward mode, which torch
-implements in Python. Only `torch.func` is used: it also works under `torch.no_grad`, in which Stable-Baselines3 collects
-its rollouts.
+implements in Python. It is plain autograd, since tensors that `torch.func` wraps end up in the caches of people's functions;
+it also works under `torch.no_grad`, in which Stable-Baselines3 collects its rollouts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from dilqr_rl.instance import Instance
+
+
+def gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Gradient of a sum with respect to z; itself differentiable where gradients are on."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = z if again and z.requires_grad else z.detach().requires_grad_()
+        total = function(point)
+        if not total.requires_grad:
+            return torch.zeros_like(z)
+        (found,) = torch.autograd.grad(total, point, create_graph=again, allow_unused=True)
+    return torch.zeros_like(z) if found is None else found
 
 
 def dynamics_jacobian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
@@ -24,12 +35,12 @@ def dynamics_jacobian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
     def diagonal_sum(z: Tensor) -> Tensor:
         return instance.dynamics(z[..., :n], z[..., n:]).diagonal(dim1=-2, dim2=-1).sum()
 
-    return grad(diagonal_sum)(_repeat(torch.cat((x, u), dim=-1), n))
+    return gradient(diagonal_sum, _repeat(torch.cat((x, u), dim=-1), n))
 
 
 def stage_gradient(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
     """Gradient of l with respect to (x, u), as (B, T, n+m)."""
-    return grad(_of_pair(instance.stage_cost, x.shape[-1]))(torch.cat((x, u), dim=-1))
+    return gradient(_of_pair(instance.stage_cost, x.shape[-1]), torch.cat((x, u), dim=-1))
 
 
 def stage_hessian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
@@ -48,7 +59,7 @@ def terminal_gradient(instance: Instance, x: Tensor) -> Tensor:
     """Gradient of the terminal cost at x (B, n), as (B, n)."""
     if instance.problem.terminal_cost is None:
         return torch.zeros_like(x)
-    return grad(lambda x: instance.terminal_cost(x).sum())(x)
+    return gradient(lambda x: instance.terminal_cost(x).sum(), x)
 
 
 def terminal_hessian(instance: Instance, x: Tensor) -> Tensor:
@@ -67,9 +78,9 @@ def _hessian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Hessian of a sum over independent points z (..., k), point by point, as (..., k, k)."""
 
     def diagonal_sum(z: Tensor) -> Tensor:
-        return grad(function)(z).diagonal(dim1=-2, dim2=-1).sum()
+        return gradient(function, z).diagonal(dim1=-2, dim2=-1).sum()
 
-    return grad(diagonal_sum)(_repeat(z, z.shape[-1]))
+    return gradient(diagonal_sum, _repeat(z, z.shape[-1]))
 
 
 def _repeat(z: Tensor, rows: int) -> Tensor:

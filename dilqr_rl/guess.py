@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +40,12 @@ class Guess:
 
     def select(self, index: Tensor) -> Guess:
         """Those of some problems of the batch."""
+        return self.map(lambda part: part[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Guess:
+        """The same with every tensor changed."""
         parts = (self.controls, self.states, self.gains, self.multipliers)
-        return Guess(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
+        return Guess(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
 
 def either(u_init: Tensor | None, guess: Guess | None) -> Guess | None:

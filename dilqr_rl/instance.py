@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from dilqr_rl.modules import call_with, tensors_of
 from dilqr_rl.problem import ControlProblem, check_bounds
 
 SHARED, PER_PROBLEM, PER_STEP = 0, 1, 2
@@ -110,7 +111,7 @@ class Instance:
 
         def evaluate(shared: dict[str, Tensor], *points: Tensor) -> Tensor:
             try:
-                result = functional_call(module, shared, points)
+                result = call_with(module, shared, *points)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, IndexError) as error:
@@ -207,8 +208,10 @@ def own_tensors(problem: ControlProblem) -> list[Tensor]:
 
 
 def named_tensors(problem: ControlProblem) -> dict[str, Tensor]:
-    """The problem's parameters and buffers by all of their names."""
-    return {**dict(problem.named_parameters(remove_duplicate=False)), **dict(problem.named_buffers(remove_duplicate=False))}
+    """The problem's parameters and buffers by name, those of the dynamics and of each cost for itself."""
+    own = {name: t for kind in ("_parameters", "_buffers") for name, t in vars(problem)[kind].items() if t is not None}
+    roles = {f"{role}.{name}": t for role, module in problem.named_children() for name, t in tensors_of(module).items()}
+    return {**own, **roles}
 
 
 def _checked_params(

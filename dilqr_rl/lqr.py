@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dilqr_rl.box import BoxStep, box_step, product
+from dilqr_rl.box import BoxStep, box_step, least_step, product
 
 _LIFT = 1e-6  # what lifts a singular Q_uu, relative to the largest element of its diagonal
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # of Q_uu, relative to its terms
@@ -71,11 +71,15 @@ class Policy:
 
 
 class Lift(Enum):
-    """Which Q_uu that isn't positive definite is lifted, by 1e-6 of the largest element of its diagonal."""
+    """Which Q_uu that isn't positive definite is lifted, by 1e-6 of the largest element of its diagonal.
+
+    With LEAST none is: the step is the stationary point of least norm, for bounds of 0 or infinity; see `least_step`.
+    """
 
     NONE = 0
     SINGULAR = 1
     ALL = 2
+    LEAST = 3
 
 
 def backward_sweep(
@@ -104,7 +108,10 @@ def backward_sweep(
         q = g + product(F.mT, v + product(V, gap))
         Q_uu, Q_ux, rounding = Q[:, n:, n:], Q[:, n:, :n], _rounding(F, H, spread)
         unit, lifting = _units(Q_uu, q[:, n:], high - low)
-        step = box_step(_plus(Q_uu, damping * unit), q[:, n:], Q_ux, low, high, rounding)
+        if lift is Lift.LEAST:
+            step = least_step(Q_uu, q[:, n:], Q_ux, high > low, rounding)
+        else:
+            step = box_step(_plus(Q_uu, damping * unit), q[:, n:], Q_ux, low, high, rounding)
         lifts = ~step.positive & (step.singular | (lift is Lift.ALL)) if lift is not Lift.NONE else torch.zeros_like(positive)
         if lifts.any():
             other = box_step(_plus(Q_uu, damping * unit + lifting), q[:, n:], Q_ux, low, high, rounding)

@@ -7,6 +7,8 @@ from typing import Literal
 
 __all__ = ["ILQROptions"]
 
+_MOST = 10**9  # of iterations
+
 
 @dataclass(frozen=True)
 class ILQROptions:
@@ -54,6 +56,8 @@ class ILQROptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+            if value > _MOST:
+                raise ValueError(f"{name}: expected at most {_MOST}, got {value}.")
         if not isinstance(self.record, bool):
             raise ValueError(f"record: expected True or False, got {self.record!r}.")
         if self.max_seconds is not None and not _is_positive(self.max_seconds):

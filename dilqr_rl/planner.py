@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,13 +11,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.guess import Guess, checked_guess, finite
 from dilqr_rl.ilqr import Decision, Iterate, solve
+from dilqr_rl.independence import refuse_coupled
 from dilqr_rl.instance import Instance, bind, check_values
-from dilqr_rl.native.program import NativeAdjoint, Program, find_program, structure_of
+from dilqr_rl.native.program import NativeAdjoint, Program, drop_program, find_program, structure_of
+from dilqr_rl.no_derivatives import find_missing, suspects
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.second_starts import between_bounds, doubts, feedback_start, is_better
@@ -24,6 +29,7 @@ from dilqr_rl.unroll import replay
 
 __all__ = ["ILQR"]
 
+_log = logging.getLogger("dilqr_rl")
 _GRADIENTS = ("implicit", "diffmpc", "unroll")
 
 
@@ -38,13 +44,21 @@ class _Bound:
         """The solution from x0 (B, n), without gradients."""
         if self.program is None or self._arguments is None:
             return _solution(*solve(self.instance, x0, guess, options))
-        return self.program.solve(self._arguments, x0, guess, options)
+        began = time.perf_counter()
+        solution = self.program.solve(self._arguments, x0, guess, options)
+        took, budget = time.perf_counter() - began, options.max_seconds
+        role = self.program.disagreement(self.instance, solution, took, math.inf if budget is None else budget - took)
+        if role is None:
+            return solution
+        drop_program(self.instance.problem, self.program, role, options.backend == "native")
+        self.program = self._arguments = None
+        return self.solve(x0, guess, options)
 
     def pullback(self, solution: Solution, exact: bool) -> Pullback:
         """What differentiates a solution."""
         if self.program is None or self._arguments is None:
             return Adjoint(self.instance, solution, exact)
-        return NativeAdjoint(self.program, self._arguments, solution, exact)
+        return NativeAdjoint(self.program, self.instance, self._arguments, solution, exact)
 
     def select(self, index: Tensor) -> _Bound:
         """Some problems of the batch."""
@@ -156,6 +170,11 @@ class ILQR(nn.Module):
         guess: Guess | None,
         options: ILQROptions,
     ) -> Solution:
+        if torch.is_inference_mode_enabled():  # whose tensors have no derivatives, which the solver needs
+            with torch.inference_mode(False), torch.no_grad():
+                values = None if params is None else {name: _usable(value) for name, value in params.items()}
+                starts = None if u_init is None else _usable(u_init), None if guess is None else guess.map(_usable)
+                return self._planned(_usable(x0), values, *starts, options)
         batch = self._start_states(x0)
         start = checked_guess(self.problem, batch, u_init, guess)
         by_default = u_init is None and guess is None
@@ -174,9 +193,11 @@ class ILQR(nn.Module):
             program = find_program(instance, structure, x0, controls, required=self.options.backend == "native")
         if program is None:
             check_values(instance)
+            refuse_coupled(instance, x0, controls)
         return _Bound(instance, program)
 
     def _plan(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
+        _refuse_tangents(x0, *guess.parts(), *bound.instance.values)
         if torch.is_grad_enabled():
             _refuse_hidden_tensors(bound.instance, x0, guess.controls, bound.program)
         if self.gradient == "unroll" and _is_differentiable(x0, *guess.parts(), *bound.instance.values):
@@ -185,6 +206,7 @@ class ILQR(nn.Module):
         solution = bound.solve(x0, guess, options)
         if by_default and self.gradient != "unroll":
             solution = self._doubted(bound, x0, solution, options, began)
+        solution = _told(bound.instance, solution)
         return self._attached(bound, x0, solution)
 
     def _attached(self, bound: _Bound, x0: Tensor, solution: Solution) -> Solution:
@@ -240,13 +262,49 @@ class ILQR(nn.Module):
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
             came = f"a tensor of {x0.dtype}" if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0: expected a floating-point tensor (B, {n}) or ({n},), got {came}.")
+        if x0.device.type == "meta":
+            raise ValueError("x0: expected numbers, got a tensor on the meta device, which has none.")
         if x0.ndim not in (1, 2) or x0.shape[-1] != n or x0.shape[0] == 0:
             raise ValueError(f"x0: expected the shape (B, {n}) or ({n},), got {tuple(x0.shape)}.")
         return finite("x0", x0.reshape(-1, n))
 
 
+def _usable(tensor: Tensor) -> Tensor:
+    """A copy of a tensor of inference mode, outside of which it can't be differentiated; any other as it is."""
+    return tensor.clone() if isinstance(tensor, Tensor) and tensor.is_inference() else tensor
+
+
 def _is_differentiable(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _told(instance: Instance, solution: Solution) -> Solution:
+    """The solution, with the status NO_DERIVATIVE where derivatives are missing; a ValueError where the model has none."""
+    index = suspects(solution, *instance.bounds(len(solution.cost)))
+    if index.numel() == 0:
+        return solution
+    missing, role = find_missing(instance.select(index), solution.select(index))
+    if not missing.any():
+        return solution
+    if role:
+        raise ValueError(
+            f"{role}: expected functions with derivatives, along which the solver moves; the values change, but all of the "
+            "derivatives are zero. Is it under torch.no_grad(), or does it detach, round or compare what it is given? "
+            "Planners that draw samples need no derivatives; this one does."
+        )
+    total = len(solution.cost)
+    _log.warning("%d of %d problems have no derivative at their start, and cheaper controls elsewhere", missing.sum(), total)
+    status = solution.status.index_put((index[missing],), torch.tensor(int(Status.NO_DERIVATIVE), device=index.device))
+    return replace(solution, status=status)
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Raise a NotImplementedError where forward mode asks for derivatives, which would be lost."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            "derivatives in forward mode (torch.func.jvp, forward_ad) are not available through a planner; use backward: "
+            "backward(), torch.autograd.grad or torch.autograd.functional.jacobian."
+        )
 
 
 def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:

@@ -84,10 +84,15 @@ class ControlProblem(nn.Module):
 
 
 def check_bounds(u_min: Tensor, u_max: Tensor) -> None:
-    """Raise a ValueError unless u_min <= u_max everywhere; both broadcast against each other."""
+    """Raise a ValueError unless u_min <= u_max with numbers between them everywhere; both broadcast against each other."""
     for name, bound in (("u_min", u_min), ("u_max", u_max)):
         if torch.isnan(bound).any():
             raise ValueError(f"{name}: expected numbers, got NaN. Leave it out, or use infinity, where there is no bound.")
+    for name, bound, nowhere in (("u_min", u_min, torch.inf), ("u_max", u_max, -torch.inf)):
+        if (bound == nowhere).any():
+            raise ValueError(
+                f"{name}: expected a number, or {-nowhere:g} for no bound, got {nowhere:g}: no control is within it."
+            )
     wrong = ~(u_min <= u_max)
     if wrong.any():
         low, high = (bound.detach().expand(wrong.shape)[wrong][0].item() for bound in (u_min, u_max))

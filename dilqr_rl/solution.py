@@ -22,6 +22,7 @@ class Status(IntEnum):
     LINE_SEARCH_FAILED = 2
     NONFINITE = 3
     TIME_LIMIT = 4
+    NO_DERIVATIVE = 5
 
     @property
     def sentence(self) -> str:
@@ -44,6 +45,10 @@ _SENTENCES = {
     ),
     Status.TIME_LIMIT: (
         "max_seconds were over; the plan is the best so far, and its controls can be carried out. Start the next call from it."
+    ),
+    Status.NO_DERIVATIVE: (
+        "There are cheaper controls, but here no derivative leads to them: a dead band, a rounding, or a cost that is the same "
+        "all around; start from another u_init, or make the model smooth."
     ),
 }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacfwd, vmap
+from torch.func import jacfwd, vmap
 
 from dilqr_rl.agents.demonstrations import Demonstrations
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.planning import PlanningLearner
 from dilqr_rl.agents.learners.segments import Segments
+from dilqr_rl.modules import call_with, everywhere
 
 __all__ = ["SystemIdentification"]
 
@@ -57,7 +58,8 @@ class SystemIdentification(PlanningLearner):
         return {name.removeprefix("dynamics."): parameter.detach() for name, parameter in self.learnt_parameters().items()}
 
     def _errors(self, values: dict[str, Tensor], x: Tensor, u: Tensor, after: Tensor) -> Tensor:
-        predicted: Tensor = functional_call(self.problem.dynamics, values, (x, u))
+        dynamics = self.problem.dynamics
+        predicted: Tensor = call_with(dynamics, everywhere(dynamics, values), x, u)
         return predicted - after
 
 

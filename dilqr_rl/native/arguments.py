@@ -45,7 +45,8 @@ class Arguments:
         lower, upper = (self.parts[place] for place in self.bounds)
         shared = all(self.leads[place] == SHARED for place in self.bounds)
         finite = np.isfinite(self.numbers[: self.numbers.size - lower.size - upper.size]).all()
-        return bool(shared and finite and (lower <= upper).all() and all((self.parts[place] > 0).all() for place in positive))
+        bounded = shared and (lower <= upper).all() and lower.max() < np.inf and upper.min() > -np.inf
+        return bool(bounded and finite and all((self.parts[place] > 0).all() for place in positive))
 
 
 def arrange(instance: Instance, closures: Sequence[Tensor]) -> Arguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from dilqr_rl.consistency import agree
+from dilqr_rl.modules import call_with, tensors_of
 from dilqr_rl.native import build
+from dilqr_rl.native.audit import Audit
 from dilqr_rl.native.comparison import compare
 from dilqr_rl.native.model import Functions, write_model
 from dilqr_rl.native.tracing import UntraceableError, fingerprint
@@ -34,7 +37,8 @@ def compile_dynamics(
     """Compile dynamics written in torch into a function of NumPy arrays, for one state and for a batch.
 
     The function follows the module's parameters and buffers as they change. Its other settings (a time step, say), and tensors
-    of integers, are those of this moment. What can't be compiled runs in PyTorch, with one line in the log that says why.
+    of integers, are to stay as they are. What can't be compiled runs in PyTorch, with one line in the log that says why; so
+    does what was compiled, once a look now and then shows that the dynamics give other results.
 
     Args:
         dynamics: (x, u) -> next x, an `nn.Module` or a plain function, as for a `ControlProblem`.
@@ -73,7 +77,7 @@ class CompiledDynamics:
 
     def __init__(self, dynamics: Callable[..., Tensor], n: int, m: int, code: _Code | None) -> None:
         self.native = code is not None
-        self._dynamics, self._n, self._m, self._code = dynamics, n, m, code
+        self._dynamics, self._n, self._m, self._code, self._audit = dynamics, n, m, code, Audit()
         closures = dict(enumerate(code.closures if code else ()))
         self._places = [*_places(dynamics), *((closures, place) for place in closures)]
         self._seen: list[tuple[int, int, bool]] | None = None
@@ -89,11 +93,29 @@ class CompiledDynamics:
             expected = f"({self._n},) and ({self._m},), or (B, {self._n}) and (B, {self._m})"
             raise ValueError(f"x, u: expected arrays of shapes {expected}, got {x.shape} and {u.shape}.")
         if self._code is None:
-            with torch.no_grad():
-                return _in_torch(self._dynamics, torch.from_numpy(x), torch.from_numpy(u)).numpy()
-        following = np.empty(x.shape)
+            return self._plainly(x, u)
+        began, following = time.perf_counter(), np.empty(x.shape)
         self._code.step(*self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n))
-        return following
+        return following if not self._audit.due(time.perf_counter() - began) else self._looked_at(x, u, following)
+
+    def _plainly(self, x: Floats, u: Floats) -> Floats:
+        with torch.no_grad():
+            return _in_torch(self._dynamics, torch.from_numpy(x), torch.from_numpy(u)).numpy()
+
+    def _looked_at(self, x: Floats, u: Floats, following: Floats) -> Floats:
+        """The following states, or PyTorch's from now on, if they aren't these."""
+        began = time.perf_counter()
+        right = self._plainly(x, u)
+        self._audit.spent(began)
+        if agree(torch.from_numpy(following), torch.from_numpy(right)):
+            return following
+        _log.warning(
+            "stepping %s with PyTorch, which is slower than native code: it gives other results than code that was made from "
+            "it; has a setting changed since, or does it write into a tensor in a way that isn't followed?",
+            _name(self._dynamics),
+        )
+        self.native, self._code = False, None
+        return right
 
     def __repr__(self) -> str:
         return f"CompiledDynamics({_name(self._dynamics)}, native={self.native})"
@@ -117,9 +139,8 @@ def _in_torch(dynamics: Callable[..., Tensor], x: Tensor, u: Tensor) -> Tensor:
     """The torch function's result, in float64 whatever the type of its parameters."""
     if not isinstance(dynamics, nn.Module):
         return dynamics(x, u)
-    named = (*dynamics.named_parameters(), *dynamics.named_buffers())
-    doubles = {name: tensor.detach().double() for name, tensor in named if tensor.is_floating_point()}
-    following: Tensor = functional_call(dynamics, doubles, (x, u))
+    doubles = {name: tensor.detach().double() for name, tensor in tensors_of(dynamics).items() if tensor.is_floating_point()}
+    following: Tensor = call_with(dynamics, doubles, x, u)
     return following
 
 

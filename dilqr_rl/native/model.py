@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from dilqr_rl.native.codegen.derivatives import cotangents, ordered, tangents
 from dilqr_rl.native.codegen.evaluate import evaluate
 from dilqr_rl.native.codegen.graph import Graph, Node
 from dilqr_rl.native.codegen.writer import Body, Signature, Writer
-from dilqr_rl.native.tracing import UNKNOWN, Symbol, Trace, UntraceableError
+from dilqr_rl.native.tracing import UNKNOWN, Symbol, Trace, UntraceableError, nodes_of
 
 _D, _I = "D", "I"  # pointers to float64 and to int64
 _SHARED = {"c": _D, "P": _D, "offs": _I, "work": _D}
@@ -132,22 +131,19 @@ def write_model(functions: Functions, values: Sequence[Tensor], only: Sequence[s
         result = trace.run(function, *(Symbol(a.content.copy()) for a in arguments))
         if not isinstance(result, Tensor) or tuple(result.shape) != shape or result.dtype != torch.float64:
             raise UntraceableError(f"a function gives no float64 tensor of shape {shape} for a batch of one")
-        return _nodes(trace, result)
+        if not isinstance(result, Symbol):
+            return [graph.const(float(number)) for number in result.flatten()]
+        return nodes_of(graph, result.content)
 
-    f = call(functions.dynamics, (x, u), (1, n))
-    (cost,) = call(functions.stage_cost, (x, u), (1,))
-    (final_cost,) = call(functions.terminal_cost, (x,), (1,))
+    try:
+        f = call(functions.dynamics, (x, u), (1, n))
+        (cost,) = call(functions.stage_cost, (x, u), (1,))
+        (final_cost,) = call(functions.terminal_cost, (x,), (1,))
+    finally:
+        graph.parameters = trace.values  # from now on, what functions have kept of the trace can be used
     graph.differentiating = True
     costs = 2 if "terminal" in only else int(functions.stage_cost is not None)
     return _Builder(graph, trace, n, m).build(f, cost, final_cost, only, outputs=(*f, cost, final_cost)[: n + costs])
-
-
-def _nodes(trace: Trace, result: Tensor) -> list[Node]:
-    if not isinstance(result, Symbol):
-        return [trace.graph.const(float(number)) for number in result.flatten()]
-    if isinstance(result.content, np.ndarray):
-        return list(result.content.flat)
-    return [trace.graph.elem(result.content.node, i) for i in range(result.numel())]
 
 
 class _Builder:

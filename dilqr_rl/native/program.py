@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
@@ -14,11 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dilqr_rl.adjoint import Adjoint
+from dilqr_rl.consistency import disagreement
 from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.guess import Guess
-from dilqr_rl.instance import SHARED, Instance, check_values, named_tensors, own_tensors
+from dilqr_rl.independence import near, plain_instance, refuse_coupled
+from dilqr_rl.instance import Instance, check_values, named_tensors, own_tensors
 from dilqr_rl.native import build
 from dilqr_rl.native.arguments import Arguments, GradientArrays, arrange
+from dilqr_rl.native.audit import Audit
 from dilqr_rl.native.clock import clock
 from dilqr_rl.native.comparison import compare
 from dilqr_rl.native.model import Functions, Model, write_model
@@ -26,7 +31,7 @@ from dilqr_rl.native.threads import GROUP, in_groups, workers
 from dilqr_rl.native.tracing import UntraceableError, Watch, watched_fingerprint
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import History, Solution
+from dilqr_rl.solution import History, Solution, Status
 
 _REALS = (
     "tolerance",
@@ -80,7 +85,8 @@ def structure_of(problem: ControlProblem) -> Structure:
     known: _Programs = vars(problem).setdefault("_native_programs", _Programs())
     structure = known.structure
     if structure is None or structure.problem() is not problem or not structure.watch.holds():
-        known.structure = structure = Structure(*watched_fingerprint(problem), named_tensors(problem), weakref.ref(problem))
+        tensors = named_tensors(problem)
+        known.structure = structure = Structure(*watched_fingerprint(problem), tensors, weakref.ref(problem))
     return structure
 
 
@@ -107,13 +113,36 @@ def find_program(instance: Instance, structure: Structure, x0: Tensor, u_init: T
         reason = found if isinstance(found, str) else "an integer tensor was replaced through params"
     else:
         reason = f"native code runs on the CPU, x0 is on {x0.device}"
-    label = _label(instance.problem)
+    _say(instance.problem, reason, required)
+    return None
+
+
+def drop_program(problem: ControlProblem, program: Program, role: str, required: bool) -> None:
+    """Have a program whose results aren't those of the problem's own functions never used again, and say so.
+
+    Raises:
+        ValueError: native code is required.
+    """
+    reason = (
+        f"its {role} gave other results than native code that was made from them; do they depend on something that changes, "
+        "or write into a tensor in a way that isn't followed?"
+    )
+    known: _Programs = vars(problem)["_native_programs"]
+    for key, held in list(known.items()):
+        if held is program:
+            known[key] = reason
+    known.structure = None
+    _say(problem, reason, required)
+
+
+def _say(problem: ControlProblem, reason: str, required: bool) -> None:
+    """Tell once why there is no native code; raise where it is required."""
+    label = _label(problem)
     if required:
         raise ValueError(f'backend: "native" is not possible for {label}: {reason}. Use "auto" or "torch", or change that.')
     if (label, reason) not in _reported:
         _reported.add((label, reason))
         _log.warning("solving %s with PyTorch, which is slower than native code: %s", label, reason)
-    return None
 
 
 def _program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tensor) -> Program | str:
@@ -132,6 +161,7 @@ def _make_program(instance: Instance, x0: Tensor, u_init: Tensor) -> Program | s
     problem = instance.problem
     check_values(instance)
     _call_once(instance, x0, u_init)
+    refuse_coupled(instance, x0, u_init)
     try:
         model = trace_problem(problem)
         _compare(model, instance, x0, u_init)
@@ -152,21 +182,13 @@ def _call_once(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
 
 def _compare(model: Model, instance: Instance, x0: Tensor, u_init: Tensor) -> None:
     """Compare what was traced with the functions, called for a batch of points near the start."""
-    values = tuple(t.detach().to(torch.float64) if t.is_floating_point() else t for t in own_tensors(instance.problem))
-    plain = replace(instance, values=values, leads=(SHARED,) * len(values))
+    plain = plain_instance(instance)
 
     def outputs(x: Tensor, u: Tensor) -> Tensor:
         stage = plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1))
         return torch.cat((plain.step(x, u, 0), stage, plain.terminal_cost(x).unsqueeze(-1)), dim=-1)
 
-    compare(model, outputs, _near(x0, seed=0), _near(u_init[:, 0], seed=1))
-
-
-def _near(given: Tensor, seed: int) -> Tensor:
-    """Three points (3, k) near the first and the last of those given (B, k)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(3, given.shape[-1], generator=generator, dtype=torch.float64)
-    return given.detach()[[0, 0, -1]] + 0.1 * noise
+    compare(model, outputs, near(x0, 3, seed=0), near(u_init[:, 0], 3, seed=1))
 
 
 def _label(problem: ControlProblem) -> str:
@@ -203,6 +225,7 @@ class Program:
         self._addresses, self._kernel, self._constants = addresses, kernel, model.constants
         self._sizes = np.array([model.constants_size, model.work_size], np.int64)
         self._own, self._closures, self._positive = model.values[:count], model.values[count:], positive
+        self._audit = Audit()
 
     @property
     def depends_on_hidden_tensors(self) -> bool:
@@ -221,6 +244,18 @@ class Program:
         if not arguments.sound(self._positive):
             check_values(instance)
         return arguments
+
+    def disagreement(self, instance: Instance, solution: Solution, seconds: float, room: float) -> str | None:
+        """Now and then a look at a solution that took so long (s) to find: what the problem's functions don't agree with.
+
+        It is put off where it would take longer than `room` (s).
+        """
+        if not self._audit.due(seconds, room):
+            return None
+        began = time.perf_counter()
+        found = disagreement(instance, solution)
+        self._audit.spent(began)
+        return found
 
     def solve(self, arguments: Arguments, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
         """Solve B problems from x0 (B, n), beginning with a guess (B, ...)."""
@@ -247,7 +282,8 @@ class Program:
     def pull_back(self, adjoint: NativeAdjoint, loss: LossGradient, with_values: bool) -> tuple[Tensor, GradientArrays]:
         """The gradients with respect to x0 and, if asked for, all values."""
         arguments, solution = adjoint.arguments, adjoint.solution
-        x, u, status = (part.numpy() for part in (solution.states, solution.controls, solution.status))
+        ended = torch.where(solution.singular, Status.MAX_ITERATIONS, solution.status)  # singular ones are PyTorch's
+        x, u, status = (part.numpy() for part in (solution.states, solution.controls, ended))
         B, T, dx0 = x.shape[0], arguments.horizon, np.empty_like(x[:, 0])
         gradients = GradientArrays(arguments, B, -(-B // GROUP))
         given = (
@@ -300,9 +336,10 @@ def _history(rows: NDArray[np.float64], iterations: NDArray[np.int64]) -> Histor
 
 @dataclass(frozen=True)
 class NativeAdjoint:
-    """A `Pullback` by native code."""
+    """A `Pullback` by native code; of singular solutions, which are few, by PyTorch's."""
 
     program: Program
+    instance: Instance
     arguments: Arguments
     solution: Solution
     exact: bool
@@ -313,7 +350,14 @@ class NativeAdjoint:
         """See `Pullback`."""
         dx0, gradients = self.program.pull_back(self, loss, any(needed))
         pairs = enumerate(zip(values, needed, strict=True))
-        return dx0, [gradients.gradient(place, value.shape) if need else None for place, (value, need) in pairs]
+        found = [gradients.gradient(place, value.shape) if need else None for place, (value, need) in pairs]
+        if not self.solution.singular.any():
+            return dx0, found
+        status = torch.where(self.solution.singular, self.solution.status, Status.MAX_ITERATIONS)
+        adjoint = Adjoint(self.instance, replace(self.solution, status=status), self.exact)
+        odd_dx0, odd = adjoint(values, needed, loss)
+        both = zip(found, odd, strict=True)
+        return dx0 + odd_dx0, [None if one is None or two is None else one + two.reshape(one.shape) for one, two in both]
 
 
 def _array(tensor: Tensor) -> NDArray[np.float64]:

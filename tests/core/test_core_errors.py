@@ -58,6 +58,14 @@ HIDDEN = torch.ones((), dtype=FLOAT, requires_grad=True)
 SINGLE = torch.eye(1)  # float32
 
 CASES: dict[str, tuple[Callable[[], object], str]] = {
+    "x0 without numbers": (
+        lambda: plan(X0.to("meta")),
+        r"x0: expected numbers, got a tensor on the meta device, which has none\.",
+    ),
+    "a lazy layer": (
+        lambda: plan_with(dynamics=nn.Sequential(nn.LazyLinear(1))),
+        r"0\.weight: expected a parameter with a shape, got one of a lazy module\. Call the module once",
+    ),
     # The problem
     "horizon zero": (lambda: problem(horizon=0), r"horizon: expected a positive integer, got 0\."),
     "horizon a float": (lambda: problem(horizon=3.0), r"horizon: expected a positive integer, got 3\.0\."),
@@ -85,6 +93,15 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: problem(u_max=NAN),
         r"u_max: expected numbers, got NaN\. Leave it out, or use infinity, where there is no",
     ),
+    "u_min infinite": (
+        lambda: problem(u_min=INF),
+        r"u_min: expected a number, or -inf for no bound, got inf: no control is with",
+    ),
+    "u_max infinite": (
+        lambda: problem(u_max=-INF),
+        r"u_max: expected a number, or inf for no bound, got -inf: no control is wi",
+    ),
+    "u_min infinite in params": (lambda: plan(params={"u_min": full(1, value=INF)}), r"u_min: expected a number, or -inf for"),
     "bound text": (lambda: problem(u_min="low"), r"u_min: expected a number or a tensor \(1,\), got 'low'\."),
     "bound with a gradient": (
         lambda: problem(u_max=2.0 * HIDDEN),
@@ -134,6 +151,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "backend": (lambda: options(backend="cuda"), r"backend: expected \"auto\", \"native\" or \"torch\", got 'cuda'\."),
     "max_iterations": (lambda: options(max_iterations=0), r"max_iterations: expected a positive integer, got 0\."),
+    "max_iterations huge": (lambda: options(max_iterations=2**70), r"max_iterations: expected at most 1000000000, got 1180591"),
     "max_iterations float": (
         lambda: options(max_iterations=1e2),
         r"max_iterations: expected a positive integer, got 100\.0\.",

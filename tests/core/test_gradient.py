@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ from problems import (
     quadrotor_starts,
     value_of,
 )
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
 from dilqr_rl.instance import bind
@@ -364,3 +366,74 @@ def test_singular_but_harmless_controls_leave_the_gradient_of_the_others() -> No
     case = Case("", linear, linear_starts, {"B": ("dynamics.B",)})
     for group, error in relative_errors(case, found, expected).items():
         assert error.max() < 1e-6, group
+
+
+class Shares(nn.Module):
+    """Several controls that do the same, of several strengths; one parameter isn't used."""
+
+    def __init__(self, strengths: list[float]) -> None:
+        super().__init__()
+        self.strengths = nn.Parameter(torch.tensor(strengths, dtype=FLOAT))
+        self.unused = nn.Parameter(torch.ones(2, dtype=FLOAT))
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + 0.3 * torch.sin(x) + (self.strengths * u).sum(-1, keepdim=True)
+
+
+class Goal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.goal = nn.Parameter(torch.tensor(0.3, dtype=FLOAT))
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return (x[..., 0] - self.goal) ** 2
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("strengths", [[1.0, 1.0], [1.0, -0.5, 2.0]])
+def test_where_controls_share_their_work_at_will_the_states_derivative_is_right(
+    strengths: list[float], backend: Literal["native", "torch"]
+) -> None:
+    """The states are the goal's, however the controls do it: d x_t / d goal = 1. Least norm: d u = strengths / |strengths|^2 d v."""
+    cost = Goal()
+    problem = ControlProblem(Shares(strengths), cost, horizon=4, state_size=1, control_size=len(strengths))
+    x0 = torch.tensor([[0.7]], dtype=FLOAT)
+    solution = ILQR(problem, ILQROptions(backend=backend, tolerance=1e-10))(x0)
+    assert solution.singular.all()
+    for t in range(1, 4):
+        (slope,) = torch.autograd.grad(solution.states[0, t, 0], cost.goal, retain_graph=True)
+        torch.testing.assert_close(slope, torch.ones((), dtype=FLOAT), rtol=0, atol=1e-9)
+    a = torch.tensor(strengths, dtype=FLOAT)
+    slopes = [torch.autograd.grad(solution.controls[0, 0, i], cost.goal, retain_graph=True)[0] for i in range(len(a))]
+    torch.testing.assert_close(torch.stack(slopes), a / a.square().sum(), rtol=0, atol=1e-9)  # x_1 = f(x_0) + a u_0 = goal
+    solution.states.sum().backward()
+    assert problem.dynamics.unused.grad is not None
+    assert not problem.dynamics.unused.grad.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_parameter_that_nothing_uses_has_a_zero_gradient(backend: Literal["native", "torch"]) -> None:
+    problem = ControlProblem(Shares([1.0]), Goal(), horizon=4, state_size=1, control_size=1, u_min=-0.1, u_max=0.1)
+    ILQR(problem, ILQROptions(backend=backend))(torch.tensor([[0.7]], dtype=FLOAT)).cost.sum().backward()
+    assert torch.equal(problem.dynamics.unused.grad, torch.zeros(2, dtype=FLOAT))  # type: ignore[arg-type]
+
+
+def test_a_change_between_solve_and_gradient_is_told() -> None:
+    """PyTorch calls the functions again for the gradient, so they must still be those that were solved."""
+    closed = torch.tensor(0.9, dtype=FLOAT)
+    problem = ControlProblem(
+        lambda x, u: closed * x + u, Goal(), horizon=4, state_size=1, control_size=1, u_min=-0.1, u_max=0.1
+    )
+    x0 = torch.tensor([[0.7]], dtype=FLOAT, requires_grad=True)
+    solution = ILQR(problem, ILQROptions(backend="torch"))(x0)
+    closed.fill_(0.5)
+    with pytest.raises(RuntimeError, match=r"the problem's dynamics changed between the solve and its gradient"):
+        solution.cost.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_forward_mode_is_refused(backend: Literal["native", "torch"]) -> None:
+    x0 = torch.tensor([[1.0, 0.0, 0.0]], dtype=FLOAT)
+    planner = ILQR(pendulum(4), ILQROptions(backend=backend))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"derivatives in forward mode .* use backward: "):
+        planner(forward_ad.make_dual(x0, torch.ones_like(x0)))

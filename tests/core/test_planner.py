@@ -381,6 +381,7 @@ def test_each_status_has_its_sentence() -> None:
         ("LINE_SEARCH_FAILED", 2),
         ("NONFINITE", 3),
         ("TIME_LIMIT", 4),
+        ("NO_DERIVATIVE", 5),
     ]
     starts = {
         Status.CONVERGED: "The projected gradient is below the tolerance, and Newton's step would hardly move",
@@ -388,6 +389,7 @@ def test_each_status_has_its_sentence() -> None:
         Status.LINE_SEARCH_FAILED: "No step lowers the cost, however strong the regularisation; is the problem smooth",
         Status.NONFINITE: "The dynamics or a cost gave NaN or infinity along the trajectory; look at x0",
         Status.TIME_LIMIT: "max_seconds were over; the plan is the best so far",
+        Status.NO_DERIVATIVE: "There are cheaper controls, but here no derivative leads to them",
     }
     for status in Status:
         assert status.sentence.startswith(starts[status])

@@ -155,7 +155,7 @@ def test_a_detached_parameter_gets_no_gradient() -> None:
 
 
 def branch(x: Tensor, u: Tensor) -> Tensor:
-    if x[..., 0].sum() > 0:  # here
+    if (x[..., 0] > 100.0).all():  # here
         return 0.8 * x + first(u)
     return 0.7 * x + u[..., 1:]
 
@@ -189,11 +189,11 @@ def fourier(x: Tensor, u: Tensor) -> Tensor:
 
 
 def over_the_batch(x: Tensor, u: Tensor) -> Tensor:
-    return 0.8 * x - 0.1 * x.mean(0, keepdim=True) + first(u)  # here
+    return 0.8 * x - 0.1 * x.mean(0, keepdim=True) + first(u)
 
 
 def batch_size(x: Tensor, u: Tensor) -> Tensor:
-    return 0.8 * x + first(u) / x.shape[0]  # here
+    return 0.8 * x + first(u) / x.shape[0]
 
 
 def noise(x: Tensor, u: Tensor) -> Tensor:
@@ -204,13 +204,10 @@ def dropout(x: Tensor, u: Tensor) -> Tensor:
     return 0.8 * x + 1e-9 * F.dropout(x, 0.5) + first(u)  # here
 
 
-UNTRACEABLE = (branch, item, number, listed, checked, decomposition, fourier, over_the_batch, batch_size, noise, dropout)
-OF_THE_BATCH = (over_the_batch, batch_size)  # only their results show what they are
+UNTRACEABLE = (branch, item, number, listed, checked, decomposition, fourier, noise, dropout)
 NAMED = {  # a word of the operation that the message must have
     "decomposition": "svd",
     "fourier": "fft",
-    "over_the_batch": "batch",
-    "batch_size": "batch",
     "noise": "rand",
     "dropout": "dropout|bernoulli|rand",
 }
@@ -244,9 +241,8 @@ def test_what_cannot_be_traced_takes_the_pytorch_path_and_says_so_once(
     found = [planner(starts(3)).controls for _ in range(3)]
     told = [line for line in lines() if "compiling" not in line]
     assert len(told) == 1, told
-    if function not in OF_THE_BATCH:
-        assert len(lines()) == 1
-        assert re.search(place_of(function), told[0]), told
+    assert len(lines()) == 1
+    assert re.search(place_of(function), told[0]), told
     assert re.search(NAMED.get(function.__name__, ""), told[0]), told
     assert "\n" not in told[0]
     if function in (noise, dropout):
@@ -259,8 +255,15 @@ def test_what_cannot_be_traced_takes_the_pytorch_path_and_says_so_once(
 def test_what_cannot_be_traced_is_refused_where_native_is_asked_for(function: Operation) -> None:
     with pytest.raises(ValueError, match=rf"(?i)native.*{NAMED.get(function.__name__, '')}") as error:
         solve(problem_of(function), starts(3), "native")
-    if function not in OF_THE_BATCH:
-        assert re.search(place_of(function), str(error.value)), str(error.value)
+    assert re.search(place_of(function), str(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "torch"])
+@pytest.mark.parametrize("function", [over_the_batch, batch_size])
+def test_what_depends_on_the_batch_is_refused(function: Operation, backend: Backend) -> None:
+    """Only its results show what it is."""
+    with pytest.raises(ValueError, match=r"dynamics: its value for one problem depends on the other problems or steps"):
+        solve(problem_of(function), starts(3), backend)
 
 
 def test_costs_are_traced_too(lines: Callable[[], list[str]]) -> None:

@@ -109,11 +109,13 @@ class Graph:
     Attributes:
         differentiating: whether zero times anything is zero. In derivatives it is; while a function is traced, the other factor
             might be NaN.
+        parameters: the tensors that generated code gets as arguments, by place, once functions have been traced.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[tuple[object, ...], Node] = {}
         self.differentiating = False
+        self.parameters: Sequence[Any] | None = None
 
     def const(self, value: float | bool) -> Node:
         """A number."""

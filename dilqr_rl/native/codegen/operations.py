@@ -126,6 +126,7 @@ OPERATIONS: dict[str, Operation] = {
     "ceil": Operation("np.ceil({0})", _nothing),
     "trunc": Operation("np.trunc({0})", _nothing),
     "round": Operation("np.rint({0})", _nothing),
+    "single": Operation("np.float64(np.float32({0}))", lambda y, a: (1.0,)),  # rounded to float32
     "stop": Operation("{0}", _nothing),  # detach: the value without its derivative
     "min": Operation(
         "select(({0} < {1}) | ({0} != {0}), {0}, {1})",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dilqr_rl.native.tracing.rules import RULES, elementwise, number_type, rule
 from dilqr_rl.native.tracing.symbols import Symbol
 from dilqr_rl.native.tracing.trace import Trace
 
 _SAME_NAME = (
-    "mul neg pow sqrt exp expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc "
+    "neg pow sqrt exp expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc "
     "hypot abs sign floor ceil trunc"
 )
 _OTHER_NAME = {"special_erf": "erf", "special_erfc": "erfc", "detach": "stop", "minimum": "min", "maximum": "max"}
@@ -28,8 +29,21 @@ for _name, _op, _swapped in (
     )
 
 
+def _are_masks(*arguments: Any) -> bool:
+    return all(isinstance(a, bool) or (isinstance(a, Tensor) and a.dtype == torch.bool) for a in arguments)
+
+
+@rule("mul")
+def _mul(trace: Trace, a: Any, b: Any) -> Symbol:
+    if _are_masks(a, b):
+        return elementwise(trace, "and", a, b, dtype=torch.bool)
+    return elementwise(trace, "mul", a, b)
+
+
 @rule("add")
 def _add(trace: Trace, a: Any, b: Any, alpha: float = 1) -> Symbol:
+    if _are_masks(a, b):
+        return elementwise(trace, "or", a, b, dtype=torch.bool)
     return elementwise(trace, "add", a, b if alpha == 1 else elementwise(trace, "mul", b, alpha))
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from array import array
+from collections import UserDict, UserList, deque
+from collections.abc import Hashable, Mapping
+from contextvars import ContextVar
+from functools import partial
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,12 +25,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dilqr_rl.native.tracing.reach import (
+    ClassPart,
+    Names,
+    class_part,
+    data_names,
+    is_foreign,
+    is_library,
+    names_in,
+    root_of,
+    slots_of,
+)
 from dilqr_rl.native.tracing.watch import Watch
 
 _PLAIN = (int, str, bytes, complex, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(vars(nn.Module()))  # attributes of every module
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_LIBRARIES = frozenset(("torch", "numpy", "builtins")) | sys.stdlib_module_names
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _START = frozenset(("forward", "__call__"))
 _DYNAMIC = frozenset(  # with these in its names, code may read what it doesn't name
     ("getattr", "vars", "__dict__", "attrgetter", "astuple", "asdict", "fields", "locals", "globals", "eval", "exec")
@@ -37,11 +48,11 @@ _DYNAMIC = frozenset(  # with these in its names, code may read what it doesn't 
 _ENVIRONMENT = frozenset(("environ", "getenv"))
 _TAKES_NUMBERS = frozenset(("tolist", "numpy", "array", "asarray"))  # with these, code may build in a tensor's numbers
 _BASES = ("torch.nn.modules.module", "builtins", "abc", "typing")
-_NAMESPACES = (SimpleNamespace, Namespace)
+_NAMESPACES = (SimpleNamespace, Namespace, UserDict, UserList)  # of the library, with attributes of a user's
 _DEEPEST = 12
-_MOST_CLASSES = 1024  # whose walks are remembered
+_FOREIGN_DEPTH = 3  # of a library's objects in each other
 _UNSET = object()  # in a slot
-_LARGEST_ARRAY = 10_000  # bytes; of a larger one only the identity counts
+_LARGEST_ARRAY = 100_000  # bytes, which take 5 µs to look at; of a larger one only the identity counts
 
 
 class _Same:
@@ -59,7 +70,6 @@ class _Same:
         return id(self.value)
 
 
-Names = frozenset[str]
 _reached: WeakKeyDictionary[Any, Names] = WeakKeyDictionary()  # the names in the code of each function seen before
 
 
@@ -115,11 +125,13 @@ class _Walk:
         parts: list[Hashable] = [_Same(kind), module.training]
         parts += [tuple(map(_Same, own[name].values())) for name in _HOOKS if own[name]]
         parts.append(self._class(kind, depth))
-        whole = "forward" in own or any(_is_library(base) and base.__module__ not in _BASES for base in kind.__mro__)
+        whole = "forward" in own or any(is_library(base) and base.__module__ not in _BASES for base in kind.__mro__)
         parts += [(n, self.freeze(v, depth + 1)) for n, v in own.items() if n not in _INTERNAL and (whole or self._follows(n))]
         for tensors in (own["_parameters"], own["_buffers"]):
             parts += [(name, self._tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
-        parts += [(name, child and self.module(child, depth, owned)) for name, child in own["_modules"].items()]
+        parts += [
+            (name, None if child is None else self.module(child, depth, owned)) for name, child in own["_modules"].items()
+        ]
         return tuple(parts)
 
     def freeze(self, value: Any, depth: int) -> Hashable:
@@ -132,9 +144,8 @@ class _Walk:
         if kind in _PLAIN:
             return value
         if isinstance(value, Tensor):
-            if self._names & _TAKES_NUMBERS:
-                self.watch.version(value)
-            return (self._tensor(value, owned=False), value._version if self._names & _TAKES_NUMBERS else None)
+            taken = value.is_floating_point() and self._names & _TAKES_NUMBERS
+            return (self._tensor(value, owned=False), self._content(value) if taken else None)
         if depth > _DEEPEST or id(value) in self._seen:
             return _Same(value)
         if isinstance(value, tuple | list | deque | set | frozenset | Mapping | ModuleType):
@@ -148,11 +159,20 @@ class _Walk:
         if isinstance(value, Mapping):
             self.watch.mapping(value)
             return tuple((self.freeze(k, depth + 1), self.freeze(v, depth + 1)) for k, v in value.items())
-        if isinstance(value, np.ndarray):
-            if value.nbytes <= _LARGEST_ARRAY:
-                self.watch.again(value.tobytes)
-            return (_Same(value), value.tobytes() if value.nbytes <= _LARGEST_ARRAY else None)
+        if isinstance(value, np.ndarray | array):
+            view: Any = value
+            return (_Same(value), self._numbers(memoryview(view)))
+        if isinstance(value, ContextVar):
+            self.watch.again(lambda: _Same(value.get(None)))
+            return (_Same(value), self.freeze(value.get(None), depth + 1))
         return self._freeze_code(value, depth + 1)
+
+    def _numbers(self, numbers: memoryview) -> Hashable:
+        """The bytes of an array, but of a large one, which would take long to look at."""
+        if numbers.nbytes > _LARGEST_ARRAY:
+            return None
+        self.watch.again(numbers.tobytes)
+        return numbers.tobytes()
 
     def _freeze_code(self, value: Any, depth: int) -> Hashable:
         """Modules, functions, classes and objects."""
@@ -165,7 +185,7 @@ class _Walk:
         if isinstance(value, partial):
             return tuple(self.freeze(part, depth) for part in (value.func, value.args, value.keywords))
         if isinstance(value, ModuleType):
-            parts = {} if _is_foreign(_root(value.__name__)) else vars(value)
+            parts = {} if is_foreign(root_of(value.__name__)) else vars(value)
             for name in self._names:
                 self.watch.entry(parts, name)
             return (_Same(value), tuple((n, self.freeze(parts[n], depth)) for n in sorted(self._names) if n in parts))
@@ -174,20 +194,39 @@ class _Walk:
             return (_Same(value), self._class(value, depth))
         kind = type(value)
         self.watch.kind(value)
-        slots = {} if _is_library(kind) else {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
-        attributes = getattr(value, "__dict__", {}) if not _is_library(kind) or kind in _NAMESPACES else {}
+        slots = {} if is_library(kind) else {name: getattr(value, name) for name in slots_of(kind) if hasattr(value, name)}
+        attributes = getattr(value, "__dict__", {}) if not is_library(kind) or kind in _NAMESPACES else {}
         own = {**slots, **attributes} if isinstance(attributes, dict) else slots
-        declared = () if _is_library(kind) else tuple(_slots(kind))
+        declared = () if is_library(kind) else tuple(slots_of(kind))
         if declared:
             self.watch.again(lambda: tuple(_Same(getattr(value, name, _UNSET)) for name in declared))
         if own is not slots:
             self.watch.mapping(attributes)
-        held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if self._follows(name))
-        return (_Same(value), self._class(kind, depth), held)
+        whole = isinstance(value, UserDict | UserList)
+        held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if whole or self._follows(name))
+        return (_Same(value), self._class(kind, depth), held, self._foreign(value) if is_library(kind) else None)
+
+    def _foreign(self, value: Any) -> Hashable:
+        """The plain numbers and texts of a library's object that names lead to, through its other objects, too."""
+        names = self._names
+
+        def look(part: Any, depth: int) -> Hashable:
+            if type(part) in _PLAIN or isinstance(part, float | bool | np.generic):
+                return part.item() if isinstance(part, np.generic) else part
+            if isinstance(part, np.ndarray):
+                return part.tobytes() if part.nbytes <= _LARGEST_ARRAY else None
+            if depth == _FOREIGN_DEPTH or callable(part) or not is_library(type(part)):
+                return None
+            return tuple((name, look(getattr(part, name), depth + 1)) for name in data_names(part, names))
+
+        found = look(value, 0)
+        if found != ():
+            self.watch.again(lambda: look(value, 0))
+        return found
 
     def _class(self, kind: type, depth: int) -> Hashable:
         """The members of a class that the names lead to."""
-        part = _class_part(kind, self._names, self._everything)
+        part = class_part(kind, self._names, self._everything)
         self._watch_class(part)
         if not part.functions and not part.values:
             return None
@@ -195,11 +234,11 @@ class _Walk:
         return (*functions, *((name, self.freeze(value, depth + 1)) for name, value in part.values))
 
     def _function(self, function: FunctionType, depth: int) -> Hashable:
-        if _is_foreign(_root(function.__module__)) or id(function) in self._seen:
-            return _Same(function)
+        if id(function) in self._seen or is_foreign(root_of(function.__globals__.get("__name__"))):
+            return (_Same(function), self._behind_wrapper(function, depth))
         self._seen.add(id(function))
         code, known = function.__code__, function.__globals__
-        names = _names_in(code)
+        names = names_in(code)
         self.watch.again(lambda: _parts_of(function))
         for name in names:
             self.watch.entry(known, name)
@@ -213,17 +252,43 @@ class _Walk:
                 parts.append(None)
         parts += [self.freeze(extra, depth) for extra in (function.__defaults__, function.__kwdefaults__) if extra]
         parts += [self.freeze(known[name], depth + 1) for name in names if name in known]
+        imported = [
+            name for name in sorted(names) if name not in known and name in sys.modules and not is_foreign(root_of(name))
+        ]
+        for name in imported:
+            self.watch.entry(sys.modules, name)
+        parts += [self.freeze(sys.modules[name], depth + 1) for name in imported]
         return tuple(parts)
+
+    def _behind_wrapper(self, function: Any, depth: int) -> Hashable:
+        """The functions that a library's decorator has put away: the wrapped one, and those of a generic function."""
+        inner = getattr(function, "__wrapped__", None)
+        registry = getattr(function, "registry", None)
+        others = list(registry.values()) if isinstance(registry, Mapping) else []
+        if id(function) in self._seen:
+            return None
+        self._seen.add(id(function))
+        return tuple(self.freeze(part, depth + 1) for part in (inner, *others) if isinstance(part, FunctionType))
 
     def _follows(self, name: str) -> bool:
         return self._everything or name in self._names
 
     def _tensor(self, tensor: Tensor, owned: bool) -> Hashable:
         if not tensor.is_floating_point():
-            self.watch.version(tensor)
-            return (_Same(tensor), tensor._version)
+            return (_Same(tensor), self._content(tensor))
         self.watch.shape(tensor)
         return tuple(tensor.shape) if owned else (_Same(tensor), tuple(tensor.shape))
+
+    def _content(self, tensor: Tensor) -> Hashable:
+        """A tensor's numbers: its version, and, since `.data` can change them without it, those of a small one on the CPU."""
+        self.watch.version(tensor)
+
+        def look() -> Hashable:
+            small = tensor.numel() * tensor.element_size() <= _LARGEST_ARRAY and tensor.layout == torch.strided
+            return tensor.detach().numpy().tobytes() if small and tensor.device.type == "cpu" else None
+
+        self.watch.again(look)
+        return tensor._version, look()
 
     def _watch_module(self, module: nn.Module) -> None:
         own = vars(module)
@@ -232,7 +297,7 @@ class _Walk:
         for name in (*_HOOKS, "_parameters", "_buffers", "_modules"):
             self.watch.mapping(own[name])
 
-    def _watch_class(self, part: _ClassPart) -> None:
+    def _watch_class(self, part: ClassPart) -> None:
         for base, _ in part.sizes:
             self.watch.keys(base.__dict__)
         for base, name, _ in part.members:
@@ -255,102 +320,3 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return None
-
-
-@dataclass(frozen=True)
-class _ClassPart:
-    """The members of a class that names lead to, and how to tell that the class is still the same.
-
-    Attributes:
-        functions: methods, and what is behind properties.
-        values: other class attributes.
-        sizes: the classes it inherits from, with their numbers of members.
-        members: (class, name, member) of those found.
-    """
-
-    functions: tuple[FunctionType, ...]
-    values: tuple[tuple[str, Any], ...]
-    sizes: tuple[tuple[type, int], ...]
-    members: tuple[tuple[type, str, Any], ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the class has not changed."""
-        return all(len(base.__dict__) == size for base, size in self.sizes) and all(
-            base.__dict__.get(name) is member for base, name, member in self.members
-        )
-
-
-_class_parts: dict[tuple[type, Names], _ClassPart] = {}
-
-
-def _class_part(kind: type, names: Names, everything: bool) -> _ClassPart:
-    part = _class_parts.get((kind, names))
-    if part is None or not part.holds:
-        if len(_class_parts) >= _MOST_CLASSES:
-            _class_parts.clear()
-        part = _class_parts[kind, names] = _walk_class(kind, names, everything)
-    return part
-
-
-def _walk_class(kind: type, names: Names, everything: bool) -> _ClassPart:
-    """Methods go by their names; with `everything`, the other members don't."""
-    bases = [base for base in kind.__mro__ if not _is_library(base)]
-    found = [(base, name, member, _behind(member)) for base in bases for name, member in vars(base).items()]
-    methods = [part for part in found if isinstance(part[3], FunctionType) and part[1] in names]
-    others = [part for part in found if not isinstance(part[3], FunctionType) and not _is_internal(part[1])]
-    others = [part for part in others if everything or part[1] in names]
-    return _ClassPart(
-        tuple(function for *_, function in methods),
-        tuple((name, value) for _, name, _, value in others),
-        tuple((base, len(vars(base))) for base in bases),
-        tuple((base, name, member) for base, name, member, _ in (*methods, *others)),
-    )
-
-
-_names: dict[int, tuple[CodeType, Names]] = {}
-
-
-def _names_in(code: CodeType) -> Names:
-    """The names of globals and attributes in a function and the functions in it, and strings that may be names."""
-    known = _names.get(id(code))
-    if known is None or known[0] is not code:
-        found = {*code.co_names, *(part for part in code.co_consts if isinstance(part, str) and part.isidentifier())}
-        found |= {name for part in code.co_consts if isinstance(part, CodeType) for name in _names_in(part)}
-        known = _names[id(code)] = (code, frozenset(found))
-    return known[1]
-
-
-def _behind(member: Any) -> Any:
-    """The function of a method, a property, a class method or a static method."""
-    if isinstance(member, property):
-        return member.fget
-    if isinstance(member, cached_property):
-        return member.func
-    return member.__func__ if isinstance(member, classmethod | staticmethod) else member
-
-
-def _is_internal(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
-def _slots(kind: type) -> Iterable[str]:
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        yield from (slots,) if isinstance(slots, str) else slots
-
-
-def _is_library(kind: type) -> bool:
-    return _is_foreign(_root(kind.__module__))
-
-
-@lru_cache(maxsize=4096)
-def _is_foreign(root: str) -> bool:
-    """Whether a package is Python's, or was installed: its code doesn't change while a program runs. Ours is a user's here."""
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
-    installed = "site-packages" in file or "dist-packages" in file
-    return root in _LIBRARIES or (installed and root != "dilqr_rl")
-
-
-def _root(name: str | None) -> str:
-    return (name or "").partition(".")[0]

@@ -16,6 +16,8 @@ from dilqr_rl.native.tracing.shapes import axes_of, converted
 from dilqr_rl.native.tracing.symbols import UNKNOWN, Dense, Symbol, Weights, as_array
 from dilqr_rl.native.tracing.trace import Trace
 
+_OF_NOTHING = {"add": 0.0, "mul": 1.0, "or": False, "and": True}
+
 
 def reduced(trace: Trace, op: str, a: Any, dim: Any, keepdim: bool, dtype: torch.dtype | None = None) -> Symbol:
     """An operation of two numbers, over dimensions."""
@@ -23,11 +25,19 @@ def reduced(trace: Trace, op: str, a: Any, dim: Any, keepdim: bool, dtype: torch
     axes = axes_of(content, dim)
     kept = [axis for axis in range(content.ndim) if axis not in axes]
     shape = [content.shape[axis] for axis in kept]
-    rows = content.transpose(*kept, *axes).reshape(math.prod(shape), -1)
-    results = as_array([reduce(lambda x, y: trace.graph.apply(op, x, y), row) for row in rows]).reshape(shape)
+    rows = content.transpose(*kept, *axes).reshape(math.prod(shape), math.prod(content.shape[axis] for axis in axes))
+    if rows.shape[1] == 0 and op not in _OF_NOTHING:
+        raise trace.refusal(f"aten.{op}", "of a tensor without elements has no native form")
+    results = as_array([_folded(trace, op, row) for row in rows]).reshape(shape)
     if keepdim:
         results = results.reshape([1 if axis in axes else size for axis, size in enumerate(content.shape)])
     return Symbol(results, dtype or number_type(a))
+
+
+def _folded(trace: Trace, op: str, row: Any) -> Any:
+    if len(row) == 0:
+        return trace.graph.const(_OF_NOTHING[op])
+    return reduce(lambda x, y: trace.graph.apply(op, x, y), row)
 
 
 @rule("sum")

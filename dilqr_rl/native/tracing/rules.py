@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.native.codegen.graph import Matrix, Node, parameter_place
-from dilqr_rl.native.tracing.symbols import Dense, Symbol, Weights, as_array
+from dilqr_rl.native.tracing.symbols import Dense, Symbol, Weights, as_array, nodes_of
 
 if TYPE_CHECKING:
     from dilqr_rl.native.tracing.trace import Trace
@@ -57,16 +57,32 @@ def write_into(trace: Trace, target: Any, result: Symbol) -> Any:
     """Give a symbol another one's numbers, in all views of it."""
     if not isinstance(target, Symbol) or target.dtype != result.dtype:
         raise trace.refusal("an in-place operation", "changes a tensor's type, or one that is no number")
-    content = target.content
-    if isinstance(content, Weights) or (isinstance(content, Dense) and content.node.static):
-        content = numbers(trace, target)
-    if not isinstance(content, np.ndarray):
-        target.content = result.content
-    elif not content.flags.writeable:
-        raise trace.refusal("an in-place operation", "changes a parameter, a tensor from outside, or an expanded one")
+    trace.refuse_frozen(target)
+    if isinstance(target.content, Dense) and not target.content.node.static:
+        target.content = result.content if isinstance(result.content, Dense) else np.ascontiguousarray(numbers(trace, result))
     else:
-        content[...] = numbers(trace, result)
+        writable(trace, target)[...] = numbers(trace, result)
     return target
+
+
+def writable(trace: Trace, target: Symbol) -> Any:
+    """A symbol's numbers (an ndarray), to be written into.
+
+    Raises:
+        UntraceableError: they are a parameter's or another tensor's from outside, or not all views of them would follow.
+    """
+    trace.refuse_frozen(target)
+    content = numbers(trace, target)
+    if not content.flags.writeable:
+        raise trace.refusal("an in-place operation", "changes a parameter, a tensor from outside, or an expanded one")
+    return content
+
+
+def root_of(content: Any) -> Any:
+    """The array whose memory a view shows; anything else is its own."""
+    while isinstance(content, np.ndarray) and isinstance(content.base, np.ndarray):
+        content = content.base
+    return content
 
 
 # Contents.
@@ -89,14 +105,9 @@ def numbers(trace: Trace, argument: Any) -> Any:
 
 
 def _taken_apart(trace: Trace, content: Dense | Weights) -> Any:
-    graph, count = trace.graph, math.prod(content.shape)
-    if count > LARGEST:
+    if math.prod(content.shape) > LARGEST:
         raise trace.refusal(f"a tensor of shape {content.shape}", "is too large to be taken apart")
-    if isinstance(content, Dense):
-        return as_array([graph.elem(content.node, i) for i in range(count)]).reshape(content.shape)
-    m = content.matrix
-    places = [m.offset + i * m.row_stride + j * m.column_stride for i in range(m.rows) for j in range(m.columns)]
-    return as_array([graph.parameter(m.value, place) for place in places]).reshape(content.shape)
+    return as_array(nodes_of(trace.graph, content)).reshape(content.shape)
 
 
 def column(trace: Trace, argument: Symbol) -> Node:

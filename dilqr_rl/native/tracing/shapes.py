@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from dilqr_rl.native.tracing.rules import RULES, elementwise, number_type, numbers, rule, write_into
+from dilqr_rl.native.tracing.rules import RULES, elementwise, number_type, numbers, rule, writable, write_into
 from dilqr_rl.native.tracing.symbols import Dense, Symbol, Weights, as_array
 from dilqr_rl.native.tracing.trace import Trace
 
@@ -29,7 +30,7 @@ def _reshaped(trace: Trace, a: Any, shape: Sequence[int]) -> Symbol:
     if isinstance(a.content, Dense):
         return Symbol(Dense(a.content.node, size), a.dtype)
     if isinstance(a.content, Weights) and [s for s in size if s != 1] == [a.content.matrix.rows, a.content.matrix.columns]:
-        return Symbol(Weights(a.content.matrix, size), a.dtype)
+        return Symbol(replace(a.content, shape=size), a.dtype)
     return Symbol(as_array(numbers(trace, a).reshape(size)), a.dtype)
 
 
@@ -70,7 +71,7 @@ def _permute(trace: Trace, a: Any, dims: Sequence[int]) -> Symbol:
     moved = [axis for axis in axes if a.shape[axis] != 1]
     if isinstance(a.content, Weights):
         matrix = a.content.matrix
-        return Symbol(Weights(matrix if moved == sorted(moved) else matrix.transposed, shape), a.dtype)
+        return Symbol(replace(a.content, matrix=matrix if moved == sorted(moved) else matrix.transposed, shape=shape), a.dtype)
     if isinstance(a.content, Dense) and moved == sorted(moved):
         return Symbol(Dense(a.content.node, shape), a.dtype)
     return Symbol(numbers(trace, a).transpose(axes), a.dtype)
@@ -100,7 +101,7 @@ def _slice(trace: Trace, a: Any, dim: int = 0, start: Any = None, end: Any = Non
 
 
 def _at(a: Any, dim: int, index: Any) -> tuple[Any, ...]:
-    return (slice(None),) * (dim % a.ndim) + (index, ...)
+    return (slice(None),) * (dim % a.ndim) + (index, ...)  # with the dots a single number is a view, too
 
 
 @rule("unbind")
@@ -168,10 +169,12 @@ def _gather(trace: Trace, a: Any, dim: int, index: Any, sparse_grad: bool = Fals
 
 @rule("index_put_")
 def _index_put_(trace: Trace, a: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Symbol:
-    places = tuple(slice(None) if i is None else _known_index(trace, i) for i in indices)
-    content = numbers(trace, a)
-    new = numbers(trace, values)
-    content[places] = content[places] + new if accumulate else new
+    places: Any = tuple(slice(None) if i is None else _known_index(trace, i) for i in indices)
+    content, new = writable(trace, a), numbers(trace, values)
+    if accumulate:
+        np.add.at(content, places, new)  # a place that is there twice counts twice
+    else:
+        content[places] = new
     return a
 
 
@@ -212,13 +215,13 @@ def _copy_(trace: Trace, a: Any, source: Any, non_blocking: bool = False) -> Any
     if not isinstance(a, Symbol):
         raise trace.refusal("copy_", "writes into a tensor that is not the function's own")
     source = source if isinstance(source, Symbol) else Symbol(numbers(trace, source), torch.float64)
-    numbers(trace, a)  # so that views of it see the change
+    writable(trace, a)  # so that views of it see the change
     return write_into(trace, a, converted(trace, source, dtype=a.dtype))
 
 
 @rule("fill_")
 def _fill_(trace: Trace, a: Any, value: Any) -> Any:
-    numbers(trace, a)
+    writable(trace, a)
     return write_into(trace, a, Symbol(numbers(trace, value), a.dtype))
 
 

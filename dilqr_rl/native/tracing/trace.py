@@ -21,13 +21,16 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from dilqr_rl.native.codegen.graph import Graph, Matrix
 from dilqr_rl.native.tracing.formulas import FORMULAS
-from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array, with_symbols
+from dilqr_rl.native.tracing.rules import find_rule, root_of
+from dilqr_rl.native.tracing.soundness import applied
+from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array, graph_of, with_symbols
 
 _NUMBERS = 64  # a tensor of parameters up to this size becomes numbers; a larger vector stays an array,
 _SMALL_MATRIX = 32  # and so does a matrix larger than this
 _MOST_NUMBERS = 4096  # and one that fits neither form may not be larger than this
 _CONVERSIONS = ("lift_fresh", "lift_fresh_copy")  # of a tensor that torch.tensor has just made
 _RANDOM = ("rand", "normal", "bernoulli", "dropout", "multinomial", "uniform", "exponential_", "poisson")
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _LIBRARIES = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent), str(Path(np.__file__).parent))
 
 
@@ -50,6 +53,7 @@ class Trace(TorchDispatchMode):
         self._places = {id(tensor): place for place, tensor in enumerate(self.values)}
         self._symbols: dict[int, Symbol] = {}
         self._made: dict[int, Tensor] = {}  # plain tensors that the function itself has made
+        self._frozen: list[Any] = []  # contents that nobody may write into any more
 
     def symbol(self, tensor: Tensor) -> Symbol:
         """The symbol of a tensor that generated code gets as an argument."""
@@ -95,17 +99,20 @@ class Trace(TorchDispatchMode):
         tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
         if not any(isinstance(t, Symbol) or (t.is_floating_point() and name not in _CONVERSIONS) for t in tensors):
             return self._made_plain(func(*args, **(kwargs or {})), keep=not tensors or name in _CONVERSIONS)
+        if _inside_custom_function():
+            raise self.refusal(name, "in a custom autograd.Function, whose backward only PyTorch follows, has no native form")
         if not torch.is_grad_enabled():
             return self._without_gradient(func, name, args, kwargs or {})
         return self._apply(func, name, args, kwargs or {})
 
     def _apply(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        from dilqr_rl.native.tracing.rules import find_rule
-
         rule = find_rule(name)
         if rule is None:
             return self._break_down(func, name, args, kwargs)
-        return rule(self, *tree_map(self._lift, args), **tree_map(self._lift, kwargs))
+        args, kwargs = tree_map(self._lift, (args, kwargs))
+        if func is None or name.endswith("_"):
+            return rule(self, *args, **kwargs)
+        return applied(self, rule, func, name, args, kwargs)
 
     def _without_gradient(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """In the function's own `torch.no_grad()`: what comes of it is constant for derivatives."""
@@ -116,6 +123,15 @@ class Trace(TorchDispatchMode):
             symbols = [part for part in tree_flatten(result)[0] if isinstance(part, Symbol)]
             stopped = {id(symbol): self._apply(None, "detach", (symbol,), {}) for symbol in symbols}
         return tree_map(lambda part: stopped.get(id(part), part), result)
+
+    def freeze(self, *symbols: Symbol) -> None:
+        """Nobody may write into these any more: a view of one wouldn't see it, or would and shouldn't."""
+        self._frozen += [root_of(symbol.content) for symbol in symbols]
+
+    def refuse_frozen(self, target: Symbol) -> None:
+        """Raise an `UntraceableError` where a write into a symbol would be lost."""
+        if any(root_of(target.content) is content for content in self._frozen):
+            raise self.refusal("an in-place operation", "on a tensor that has been detached or looked at in another shape")
 
     def refusal(self, name: str, reason: str) -> UntraceableError:
         """The error for an operation, with the place in the function that is being traced."""
@@ -141,7 +157,9 @@ class Trace(TorchDispatchMode):
 
     def _lift(self, argument: Any) -> Any:
         """A plain tensor of numbers as a symbol; one of integers or booleans as it is, noted as a constant."""
-        if not isinstance(argument, Tensor) or isinstance(argument, Symbol):
+        if isinstance(argument, Symbol):
+            return argument if graph_of(argument.content) in (self.graph, None) else self.constant(argument.plain())
+        if not isinstance(argument, Tensor):
             return argument
         if argument.is_floating_point():
             return self.symbol(argument)
@@ -166,7 +184,7 @@ class Trace(TorchDispatchMode):
     def _content(self, shape: tuple[int, ...], place: int) -> Any:
         count = int(np.prod(shape))
         if count > _SMALL_MATRIX and len(shape) == 2 and 1 not in shape:
-            return Weights(Matrix(place, 0, shape[0], shape[1], shape[1], 1), shape)
+            return Weights(Matrix(place, 0, shape[0], shape[1], shape[1], 1), shape, self.graph)
         if count > _NUMBERS and len(shape) == 1:
             return Dense(self.graph.param(Matrix(place, 0, count, 1, 1, 1)), shape)
         if count > _MOST_NUMBERS:
@@ -174,6 +192,16 @@ class Trace(TorchDispatchMode):
         numbers = as_array([self.graph.parameter(place, i) for i in range(count)]).reshape(shape)
         numbers.flags.writeable = False  # and so are all views of it
         return numbers
+
+
+def _inside_custom_function() -> bool:
+    """Whether the traced function is inside the forward of an autograd.Function."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code is not Trace.run.__code__:
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _place() -> str:

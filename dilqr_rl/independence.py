@@ -1,0 +1,57 @@
+"""Whether the problems of a batch are independent: what a function gives for one must not depend on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dilqr_rl.consistency import agree
+from dilqr_rl.instance import SHARED, Instance, own_tensors
+
+__all__ = ["near", "plain_instance", "refuse_coupled"]
+
+_PROBLEMS, _STEPS = 3, 2
+
+
+def plain_instance(instance: Instance) -> Instance:
+    """The problem with its own tensors for values, whatever the batch has been given."""
+    values = tuple(t.detach().to(torch.float64) if t.is_floating_point() else t for t in own_tensors(instance.problem))
+    return Instance(instance.problem, values, (SHARED,) * len(values), instance.slots)
+
+
+def near(given: Tensor, count: int, seed: int) -> Tensor:
+    """Points (count, k) near the first and the last of those given (B, k)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, given.shape[-1], generator=generator, dtype=torch.float64).to(given.device)
+    return given.detach()[[0] * (count - 1) + [-1]] + 0.1 * noise
+
+
+@torch.no_grad()
+def refuse_coupled(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
+    """Raise a ValueError where a function mixes the problems of a batch, or their steps.
+
+    Args:
+        instance: the problems.
+        x0: start states (B, n), near which the functions are called.
+        u_init: controls (B, T, m).
+    """
+    plain, count = plain_instance(instance), _PROBLEMS * _STEPS
+    x, u = near(x0, count, seed=0), near(u_init[:, 0], count, seed=1)
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "dynamics": plain.dynamics,
+        "stage_cost": plain.stage_cost,
+        "terminal_cost": lambda x, _: plain.terminal_cost(x.flatten(0, 1)),
+    }
+    for role, function in functions.items():
+        points = (x.view(_PROBLEMS, _STEPS, -1), u.view(_PROBLEMS, _STEPS, -1))
+        together = function(*points)
+        alone = torch.cat([function(*point).flatten() for point in zip(x[:, None, None], u[:, None, None], strict=True)])
+        alone = alone.view_as(together)
+        if not agree(together, alone) and agree(together, function(*points)):  # else it is a random function
+            raise ValueError(
+                f"{role}: its value for one problem depends on the other problems or steps that it is called with. Reduce over "
+                'the last dimension only (.mean(-1) for .mean(), F.mse_loss(..., reduction="none").mean(-1) for F.mse_loss) '
+                "and normalise nothing over the batch."
+            )

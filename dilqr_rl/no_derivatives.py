@@ -1,0 +1,139 @@
+"""Models that change with the control or the state while their derivatives say that they don't.
+
+The solver moves along derivatives. Under `torch.no_grad()`, behind `detach()` or a rounding, in a dead band and on the plateau
+of a sparse cost they are zero, and the first controls pass for the best. So where a solve has found nothing to move, values are
+compared with derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dilqr_rl.derivatives import dynamics_jacobian, stage_gradient, stage_hessian, terminal_gradient, terminal_hessian
+from dilqr_rl.ilqr import rollout
+from dilqr_rl.instance import Instance
+from dilqr_rl.solution import Solution
+
+__all__ = ["Finding", "find_missing", "suspects"]
+
+_STEPS = (1e-3, 0.1, 1.0, 10.0)  # relative to 1 + the size of what is moved
+_DRAWS = 32  # of states, for each size
+_DIRECTIONS = 6  # of random signs, beside both constant ones
+_CHANGE = 1e-9  # relative: less is rounding
+_CHEAPER = 1e-6  # relative
+_ELSEWHERE = 8  # other points at which derivatives are looked for
+
+
+class Finding(NamedTuple):
+    """What `find_missing` finds of K problems.
+
+    Attributes:
+        missing: (K,) bool, whether derivatives are missing on the way to what is cheaper.
+        role: "dynamics" or "costs" where they are missing at other points as well; "" where only here.
+    """
+
+    missing: Tensor
+    role: str
+
+
+def suspects(solution: Solution, lower: Tensor, upper: Tensor) -> Tensor:
+    """The problems (K,) that ended where they began, with a control that isn't at a bound and never answers to the state."""
+    if int(solution.num_iterations.min()) > 0:
+        return solution.status.new_empty(0)
+    still = solution.converged & (solution.num_iterations == 0)
+    idle = (solution.gains == 0.0).all(3).all(1)
+    inside = ((lower < solution.controls) & (solution.controls < upper)).any(1)
+    return (still & (idle & inside).any(1)).nonzero().squeeze(1)
+
+
+@torch.no_grad()
+def find_missing(instance: Instance, solution: Solution) -> Finding:
+    """Which of K problems have cheaper controls or states that no derivative leads to."""
+    x, u = solution.states, solution.controls
+    lacking = list(_lacking(instance, x, u))
+    dynamics = torch.stack([found for role, _, found in lacking if role == "dynamics"]).any(0)
+    costs = torch.stack([found for role, _, found in lacking if role == "costs"]).any(0)
+    missing = costs | (dynamics & _can_be_cheaper(instance, solution) if dynamics.any() else dynamics)
+    index = missing.nonzero().squeeze(1)
+    if index.numel() == 0:
+        return Finding(missing, "")
+    points = list(_elsewhere(x[index], u[index]))
+    some = instance.select(index)
+    for role, columns, found in lacking:
+        if found[index].all() and all(bool(_is_flat(some, *point, role, columns).all()) for point in points):
+            return Finding(missing, role)
+    return Finding(missing, "")
+
+
+def _lacking(instance: Instance, x: Tensor, u: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
+    """Where (K,) values change while derivatives are 0: the dynamics by a control or the state, the costs by the state."""
+    n, m = x.shape[-1], u.shape[-1]
+    state, controls = slice(0, n), [slice(n + i, n + i + 1) for i in range(m)]
+    for columns in (*controls, state):
+        flat = _is_flat(instance, x, u, "dynamics", columns)
+        yield "dynamics", columns, flat & _moves(instance, x, u, columns) if flat.any() else flat
+    flat = _is_flat(instance, x, u, "costs", state)
+    yield "costs", state, flat & _is_above(instance, x, u) if flat.any() else flat
+
+
+def _is_flat(instance: Instance, x: Tensor, u: Tensor, role: str, columns: slice) -> Tensor:
+    """Whether (K,) all derivatives by some columns of (x, u) are zero, along x (K, T+1, n) and u (K, T, m)."""
+    if role == "dynamics":
+        parts = [dynamics_jacobian(instance, x[:, :-1], u)[..., columns]]
+    else:
+        of_stages = stage_gradient(instance, x[:, :-1], u)[..., columns], stage_hessian(instance, x[:, :-1], u)[..., columns, :]
+        parts = [*of_stages, terminal_gradient(instance, x[:, -1]), terminal_hessian(instance, x[:, -1])]
+    return torch.stack([(part == 0.0).flatten(1).all(1) for part in parts]).all(0)
+
+
+def _moves(instance: Instance, x: Tensor, u: Tensor, columns: slice) -> Tensor:
+    """Whether (K,) the next state changes with some columns of (x, u), at some step and by some way."""
+    n = x.shape[-1]
+    z = torch.cat((x[:, :-1], u), dim=-1)
+    unit = torch.zeros_like(z)
+    unit[..., columns] = 1.0 + z[..., columns].abs()
+    before = instance.dynamics(x[:, :-1], u)
+    moves = torch.zeros_like(x[:, 0, 0], dtype=torch.bool)
+    for step in (sign * size for size in _STEPS for sign in (1.0, -1.0)):
+        after = instance.dynamics(*(z + step * unit).split((n, u.shape[-1]), dim=-1))
+        moves |= ((after - before).abs() > _CHANGE * (1.0 + before.abs())).flatten(1).any(1)
+    return moves
+
+
+def _is_above(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
+    """Whether (K,) some other states, near or far, around these or around zero, cost less."""
+    generator, above = torch.Generator().manual_seed(0), torch.zeros_like(x[:, 0, 0], dtype=torch.bool)
+    before = torch.cat((instance.stage_cost(x[:, :-1], u), instance.terminal_cost(x[:, -1]).unsqueeze(1)), dim=1)
+    for size in _STEPS[1:]:
+        for draw in range(_DRAWS):
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
+            other = (x if draw % 2 else 0.0 * x) + size * noise
+            costs = instance.stage_cost(other[:, :-1], u), instance.terminal_cost(other[:, -1]).unsqueeze(1)
+            above |= (torch.cat(costs, dim=1) < before - _CHANGE * (1.0 + before.abs())).any(1)
+    return above
+
+
+def _can_be_cheaper(instance: Instance, solution: Solution) -> Tensor:
+    """Whether (K,) some other controls, near or far, cost less."""
+    x0, u, (lower, upper) = solution.states[:, 0], solution.controls, instance.bounds(len(solution.cost))
+    generator = torch.Generator().manual_seed(0)
+    signs = 2.0 * torch.randint(2, (_DIRECTIONS, *u.shape[1:]), generator=generator).to(u) - 1.0
+    ways = torch.cat((torch.ones_like(signs[:1]), -torch.ones_like(signs[:1]), signs))
+    cheaper = torch.zeros_like(solution.cost, dtype=torch.bool)
+    for way in (size * way for size in _STEPS for way in ways):
+        other = torch.clamp(u + way * (1.0 + u.abs()), lower, upper)
+        cost = instance.total_cost(rollout(instance, x0, other), other)
+        cheaper |= cost < solution.cost - _CHEAPER * (1.0 + solution.cost.abs())
+    return cheaper
+
+
+def _elsewhere(x: Tensor, u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Other states and controls, of several sizes."""
+    generator = torch.Generator().manual_seed(1)
+    for size in torch.logspace(-1, 1, _ELSEWHERE).tolist():
+        moved = (z + size * torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z) for z in (x, u))
+        yield next(moved), next(moved)

@@ -1,0 +1,269 @@
+"""Models that surprise a tracer, and what native code makes of them: what PyTorch does, or a word."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from odd_models import FLOAT, Model, verdict
+from torch import Tensor, nn
+
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, compile_dynamics
+from dilqr_rl.modules import tensors_of
+from dilqr_rl.native.audit import Audit
+from dilqr_rl.native.model import Functions, write_model
+from dilqr_rl.native.tracing import UntraceableError
+
+X0 = torch.tensor([[0.3, 0.4], [-0.5, 0.2]], dtype=FLOAT)
+
+
+def problem_of(dynamics: Any) -> ControlProblem:
+    cost = QuadraticCost([1.0, 1.0, 0.1, 0.1], [0.5, 0.5, 0.0, 0.0])
+    return ControlProblem(dynamics, cost, horizon=3, state_size=2, control_size=2, u_min=-1.0, u_max=1.0)
+
+
+def plan(dynamics: Any, backend: Literal["auto", "native", "torch"]) -> Tensor:
+    return ILQR(problem_of(dynamics), ILQROptions(backend=backend, tolerance=1e-10))(X0).controls.detach()
+
+
+# What is traced.
+
+
+def test_random_odd_models_are_traced_right_or_not_at_all() -> None:
+    """Values at 20 random points each; the function itself is the truth, but for rounding."""
+    traced = 0
+    for seed in range(50):
+        model, generator = Model(seed), torch.Generator().manual_seed(seed)
+        x, u = (1.2 * torch.randn(20, 3, generator=generator, dtype=FLOAT) for _ in range(2))
+        tensors = list({id(tensor): tensor for tensor in tensors_of(model).values()}.values())
+        try:
+            code = write_model(Functions(model, None, None, 3, 3), tensors, only=("constants", "advance"))
+        except UntraceableError:
+            continue
+        traced += 1
+        with torch.no_grad():
+            truth = model(x.clone(), u.clone())
+        found = [code.evaluate(*point)[0] for point in zip(x.tolist(), u.tolist(), strict=True)]
+        np.testing.assert_allclose(found, truth.numpy(), rtol=1e-12, atol=1e-12, err_msg=model.source)
+    assert traced > 30  # the others have no native form, and say so
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [3, 14, 19])
+def test_planners_solve_odd_models_or_say_so_before_and_after_a_change(seed: int) -> None:
+    assert not verdict(seed).startswith("WRONG"), verdict(seed)
+
+
+def masked_sum(x: Tensor, u: Tensor) -> Tensor:
+    return 0.9 * x + u + 0.1 * ((x > 0) + (x > 0.1)).to(x.dtype) + 0.1 * (x > 0).cumsum(-1) * x
+
+
+def in_single_precision(x: Tensor, u: Tensor) -> Tensor:
+    return 0.9 * x + u + 0.1 * (x > -0.7).float() * 0.3
+
+
+def copied_by_contiguous(x: Tensor, u: Tensor) -> Tensor:
+    a = x.unsqueeze(-1) * torch.tensor([1.0, 2.0], dtype=x.dtype)
+    b = a.transpose(-1, -2).contiguous()
+    b.clamp_(max=0.1)
+    return 0.9 * x + u + 0.05 * a.sum(-1) + 0.05 * b.sum(-2)
+
+
+def copied_by_to(x: Tensor, u: Tensor) -> Tensor:
+    y = x.to(x.device, copy=True)
+    y.clamp_(max=0.1)
+    return 0.9 * x + u + 0.1 * y
+
+
+def accumulated_twice(x: Tensor, u: Tensor) -> Tensor:
+    y = (1.0 * x).movedim(-1, 0).contiguous()
+    y.index_put_((torch.tensor([0, 0]),), x.movedim(-1, 0), accumulate=True)
+    return 0.9 * x + u + 0.1 * y.movedim(0, -1)
+
+
+@pytest.mark.parametrize("dynamics", [masked_sum, in_single_precision, copied_by_contiguous, copied_by_to, accumulated_twice])
+def test_types_and_memory_are_torchs(dynamics: Any) -> None:
+    """Natively, the states are the function's own rollout: to rounding, also where float32 rounds."""
+    solution = ILQR(problem_of(dynamics), ILQROptions(backend="native"))(X0)
+    x = X0
+    for u, following in zip(solution.controls.unbind(1), solution.states.unbind(1)[1:], strict=True):
+        x = dynamics(x, u)
+        torch.testing.assert_close(following, x, rtol=0, atol=1e-12)
+
+
+HIDDEN = nn.Linear(2, 40, dtype=FLOAT).requires_grad_(False)
+
+
+def view_of_a_layer(x: Tensor, u: Tensor) -> Tensor:
+    hidden = HIDDEN(x)
+    hidden.unsqueeze(-1).clamp_(min=0.0)
+    return 0.9 * x + u + 0.01 * hidden.sum(-1, keepdim=True)
+
+
+def view_that_is_detached(x: Tensor, u: Tensor) -> Tensor:
+    y = 1.0 * x
+    y.detach().clamp_(max=0.1)
+    return 0.9 * x + u + 0.1 * y
+
+
+@pytest.mark.parametrize("dynamics", [view_of_a_layer, view_that_is_detached])
+def test_a_write_that_not_all_views_would_see_is_refused(dynamics: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"an in-place operation on a tensor that has been detached or looked at in another sh"
+    ):
+        plan(dynamics, "native")
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -0.5 * gradient
+
+
+class Gain(nn.Module):
+    """The control's gain, by way of a function."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.gain = function, nn.Parameter(torch.tensor(0.33, dtype=FLOAT))
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + self.function(self.gain) * u
+
+
+def gradient_by_gain(function: Any) -> Tensor:
+    model = Gain(function)
+    ILQR(problem_of(model))(X0).states.sum().backward()
+    assert model.gain.grad is not None
+    return model.gain.grad
+
+
+def test_a_custom_backward_of_a_parameter_is_followed() -> None:
+    """The truth: -0.5 times the derivative of the same values."""
+    torch.testing.assert_close(gradient_by_gain(Scaled.apply), -0.5 * gradient_by_gain(torch.clone), rtol=1e-8, atol=1e-10)
+    with pytest.raises(ValueError, match=r"in a custom autograd.Function, whose backward only PyTorch follows"):
+        plan(Gain(Scaled.apply), "native")
+
+
+def test_a_backward_hook_of_a_layer_is_followed() -> None:
+    model = Gain(nn.Identity())
+    model.function.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"Identity has backward hooks, which only PyTorch follows"):
+        plan(model, "native")
+
+
+# What functions keep.
+
+
+class ByShape(nn.Module):
+    state_size = control_size = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        shape = x.shape[:-1]
+        if shape not in self.cache:
+            self.cache[shape] = torch.full((*shape, 1), 0.9, dtype=x.dtype)
+        return self.cache[shape] * x + u
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "torch"])
+def test_a_functions_cache_can_be_used_after_its_trace(backend: Literal["auto", "native", "torch"]) -> None:
+    model = ByShape()
+    want = plan(lambda x, u: 0.9 * x + u, "torch")
+    torch.testing.assert_close(plan(model, backend), want, rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(X0[:1], X0[:1]), 0.9 * X0[:1] + X0[:1], rtol=0, atol=0)
+    step = compile_dynamics(model)
+    np.testing.assert_allclose(step(X0[0].numpy(), X0[1].numpy()), 0.9 * X0[0] + X0[1], rtol=1e-15)
+    torch.testing.assert_close(plan(model, "torch"), want, rtol=0, atol=1e-9)
+
+
+class Shared(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2, dtype=FLOAT)
+        self.net = nn.Sequential(self.layer, nn.Tanh(), self.layer)
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + 0.2 * self.net(x) + u
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_module_under_two_names_keeps_its_parameters(backend: Literal["native", "torch"]) -> None:
+    """Central differences in its weight, twice, since the first call used to take the parameter away."""
+    problem = problem_of(Shared())
+    planner, weight = ILQR(problem, ILQROptions(backend=backend, tolerance=1e-11)), problem.dynamics.layer.weight  # type: ignore[union-attr]
+    for _ in range(2):
+        problem.zero_grad()
+        planner(X0).controls.square().sum().backward()
+        sums = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                weight[0, 1] += step  # type: ignore[index,operator]
+                sums.append(planner(X0).controls.square().sum().item())
+                weight[0, 1] -= step  # type: ignore[index,operator]
+        assert weight is problem.dynamics.layer.weight  # type: ignore[union-attr]
+        assert weight.grad[0, 1].item() == pytest.approx((sums[0] - sums[1]) / 2e-5, rel=1e-6)  # type: ignore[union-attr,index]
+
+
+# The audit.
+
+TABLE = np.full(100_000, 0.9)  # too large for the watch
+
+
+def by_table(x: Tensor, u: Tensor) -> Tensor:
+    return TABLE[7] * x + u
+
+
+def test_what_no_watch_sees_the_audit_finds(caplog: pytest.LogCaptureFixture) -> None:
+    planners = {backend: ILQR(problem_of(by_table), ILQROptions(backend=backend)) for backend in ("auto", "native", "torch")}
+    step = compile_dynamics(by_table, state_size=2, control_size=2)
+    state, control = X0.numpy()
+    try:
+        for backend in ("auto", "native"):
+            planners[backend](X0)
+        assert step.native
+        step(state, control)
+        TABLE[7] = 0.4
+        with caplog.at_level(logging.WARNING, logger="dilqr_rl"):
+            found = planners["auto"](X0).controls
+            np.testing.assert_allclose(step(state, control), 0.4 * state + control, rtol=1e-15)
+        torch.testing.assert_close(found, planners["torch"](X0).controls, rtol=0, atol=1e-9)
+        assert "its dynamics gave other results than native code that was made from them" in caplog.text
+        assert "by_table" in caplog.text
+        assert not step.native
+        TABLE[7] = 0.7
+        with pytest.raises(ValueError, match=r'backend: "native" is not possible for .*its dynamics gave other results'):
+            planners["native"](X0)
+    finally:
+        TABLE[7] = 0.9
+
+
+def test_the_audit_takes_two_percent_of_the_time() -> None:
+    """100,000 uses of 0.2 ms, and looks of 4 ms that are counted as such: so long that what a clock adds is little."""
+    audit, looks = Audit(), 0
+    for use in range(100_000):
+        if audit.due(2e-4):
+            looks += use >= 16
+            audit.spent(time.perf_counter() - 4e-3)
+    assert 0.015 < looks * 4e-3 / (100_000 * 2e-4) < 0.021
+
+
+def test_the_audit_waits_for_room() -> None:
+    audit = Audit()
+    assert audit.due(1e-3, room=1e-4)  # what a look costs isn't known yet
+    audit.spent(time.perf_counter() - 4e-3)
+    assert not audit.due(1e-3, room=3e-3)
+    assert audit.due(1e-3, room=6e-3)
