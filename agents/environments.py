@@ -8,22 +8,15 @@ from types import FrameType
 from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from dilqr_rl.agents.spaces import STATE
 from dilqr_rl.tasks import ControlTask, find_task
 
 __all__ = [
     "as_task",
     "calling_algorithm",
     "make_env",
-    "refuse_normalised",
-    "refuse_normalised_algorithm",
-    "refuse_normalised_batch",
 ]
-
-_WRAPPED = "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env[Any, Any]:
@@ -59,14 +52,6 @@ def as_task(task: ControlTask | str | None) -> ControlTask:
     )
 
 
-def refuse_normalised(env: gym.Env[Any, Any]) -> None:
-    """Raise a ValueError for an environment whose observations a wrapper normalises: no state can be read from them."""
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, gym.wrappers.NormalizeObservation):
-            raise ValueError(_WRAPPED)
-        env = env.env
-
-
 def calling_algorithm() -> BaseAlgorithm | None:
     """The algorithm that is constructing a policy, if one is.
 
@@ -80,27 +65,3 @@ def calling_algorithm() -> BaseAlgorithm | None:
             return maker
         frame = frame.f_back
     return None
-
-
-def refuse_normalised_batch(algorithm: BaseAlgorithm) -> None:
-    """Raise a ValueError if an algorithm gets its states from a VecNormalize."""
-    normalised = algorithm.get_vec_normalize_env()
-    if normalised is None or not normalised.norm_obs:
-        return
-    several = isinstance(normalised.observation_space, spaces.Dict)
-    if not several or STATE in (normalised.norm_obs_keys or ()):
-        raise ValueError(
-            "env: expected states as they are, got them normalised by a VecNormalize. A plan needs the state itself: make it "
-            f'with norm_obs=False (rewards are still normalised); or with Dict observations, the raw state as "{STATE}", and '
-            "norm_obs_keys= all others."
-        )
-
-
-def refuse_normalised_algorithm(algorithm: BaseAlgorithm) -> None:
-    """Raise a ValueError if a VecNormalize, or Gymnasium's wrapper in any environment, normalises an algorithm's states."""
-    refuse_normalised_batch(algorithm)
-    batch = algorithm.get_env()
-    if batch is None or isinstance(batch.observation_space, spaces.Dict):  # then its "state" may come from elsewhere
-        return
-    if any(batch.env_is_wrapped(gym.wrappers.NormalizeObservation)):
-        raise ValueError(_WRAPPED)

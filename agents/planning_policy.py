@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,18 +22,13 @@ from torch import Tensor, nn
 from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
 from dilqr_rl.agents.cost_map import CostMap
-from dilqr_rl.agents.environments import (
-    as_task,
-    calling_algorithm,
-    refuse_normalised,
-    refuse_normalised_algorithm,
-    refuse_normalised_batch,
-)
+from dilqr_rl.agents.environments import as_task, calling_algorithm
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.agents.plan_state import PlanState, State, like
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
+from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations
 from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -78,8 +72,8 @@ class PlanningPolicy(BasePolicy):
         **kwargs: Stable-Baselines3's own arguments of the policy.
 
     Raises:
-        ValueError: no task, or spaces or a model that don't fit it; observations that a VecNormalize normalises; unknown names
-            in `physics`, `learn` or `cost_map`.
+        ValueError: no task, or spaces or a model that don't fit it; observations that a wrapper changes from what the task
+            reads; unknown names in `physics`, `learn` or `cost_map`.
     """
 
     checkpoint_format: ClassVar[str]
@@ -108,14 +102,14 @@ class PlanningPolicy(BasePolicy):
             raise ValueError(f"model_rate: expected a number above 0, got {model_rate!r}.")
         self.task = as_task(task)
         algorithm = calling_algorithm()
-        if algorithm is not None:
-            refuse_normalised_algorithm(algorithm)
+        self._algorithm = None if algorithm is None else AlgorithmsStates(algorithm, self.task)
+        if self._algorithm is not None:
+            self._algorithm.check()
         if algorithm is not None and warm_start and self.collects_by_predict:
             raise ValueError(
                 "warm_start: expected False for an off-policy algorithm, got True: it collects with `predict` and keeps no "
                 "state, so that each plan would start from guessed swings."
             )
-        self._algorithm = None if algorithm is None else weakref.ref(algorithm)
         if not isinstance(cost_map, CostMap | None):
             raise ValueError(f"cost_map: expected a dilqr_rl.agents.CostMap or None, got {cost_map!r}.")
         if isinstance(terminal_value, str) or not isinstance(terminal_value, Sequence | None):
@@ -143,17 +137,18 @@ class PlanningPolicy(BasePolicy):
         Args:
             env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1 or MountainCarContinuous-v0, or any other that
                 `dilqr_rl.find_task` knows.
-            **kwargs: of the class; with a `task` of your own the environment's model needn't be known.
+            **kwargs: of the class; with a `task` of your own the environment's model needn't be known, and with one that has an
+                `observation_to_state` of its own wrappers may change the observations.
 
         Raises:
-            ValueError: the environment's model isn't known, or an argument is wrong.
+            ValueError: the environment's model isn't known, a wrapper changes what it reads, or an argument is wrong.
         """
         if not isinstance(env, gym.Env):
             raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
-        refuse_normalised(env)
-        task = kwargs.pop("task", None)
-        task = find_task(env) if task is None else task
-        chosen = {"task": task, "warm_start": True, "starts": as_task(task).starts, **kwargs}
+        given = kwargs.pop("task", None)
+        refuse_changed_observations(env, None if given is None else as_task(given))
+        task = as_task(find_task(env) if given is None else given)
+        chosen = {"task": task, "warm_start": True, "starts": task.starts, **kwargs}
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, **chosen)
 
     @property
@@ -300,11 +295,10 @@ class PlanningPolicy(BasePolicy):
         """As `BasePolicy`. Every rollout begins so, hence also one in an environment that the algorithm was given meanwhile.
 
         Raises:
-            ValueError: a VecNormalize normalises its states.
+            ValueError: a VecNormalize normalises its states, or another wrapper changes them.
         """
-        algorithm = None if self._algorithm is None else self._algorithm()
-        if algorithm is not None:
-            refuse_normalised_batch(algorithm)
+        if self._algorithm is not None:
+            self._algorithm.check()
         super().set_training_mode(mode)
 
     def follow_actor(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +13,20 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from dilqr_rl.agents.demonstrations import Demonstrations, Episode
-from dilqr_rl.agents.environments import make_env, refuse_normalised
+from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learners import Learner
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.planning_policy import PlanningPolicy
+from dilqr_rl.agents.wrappers import changed_observations, refuse_changed_observations
+from dilqr_rl.tasks import ControlTask, find_task
 
 __all__ = ["RollOuts", "record", "record_plans", "roll_out"]
+
+_log = logging.getLogger("dilqr_rl")
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def record(
 
     Observations and actions are recorded as the outermost wrapper gives and takes them; `env_kwargs` tell how the environment
     was made, but not of wrappers put around it. To plan from such observations, a task says what state they mean: see
-    `ControlTask.observation_to_state` and `register_task`.
+    `ControlTask.observation_to_state` and `register_task`. A policy that plans without such a task is refused where a wrapper
+    changes what its model reads; of others a line in the log says so.
 
     Args:
         env: one that ends its episodes, by itself or by a time limit.
@@ -134,10 +141,12 @@ def record(
 
     Raises:
         ValueError: the environment is a batch or has no id, or its observations or actions aren't flat boxes; the policy is
-            none, or its actions aren't in the action space; no episode is asked for.
+            none, its model doesn't read these observations, or its actions aren't in the action space; no episode is asked
+            for.
     """
     _check_numbers(episodes, seed)
     _check_recordable(env)
+    _check_reader(env, policy)
     runs = []
     for number in range(episodes):
         decide = _decider(policy)
@@ -163,7 +172,7 @@ def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, see
     """
     _check_numbers(episodes, seed)
     _check_recordable(env)
-    refuse_normalised(env)
+    refuse_changed_observations(env, learner.task)
     starts = np.stack([np.array(env.reset(seed=seed + number)[0]) for number in range(episodes)])
     runs = []
     for number, controls in enumerate(learner.plan(starts)):
@@ -199,6 +208,26 @@ def _check_recordable(env: gym.Env[Any, Any]) -> None:
             how = "gymnasium.wrappers.FlattenObservation, or one that keeps what the state can be read from"
             what_to_do = f"Wrap it in {how}." if name == "observations" else "Plans are made of real numbers."
             raise ValueError(f"env: expected flat {name}, a Box of one axis, got {space}. {what_to_do}")
+
+
+def _check_reader(env: gym.Env[Any, Any], policy: Any) -> None:
+    """Refuse a policy whose model doesn't read what the environment shows; say so where only the recording is to be read."""
+    owner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
+    task = getattr(owner, "task", None)
+    if isinstance(task, ControlTask):
+        refuse_changed_observations(env, task)
+        return
+    told = changed_observations(env)
+    if told and _has_model(env):
+        _log.warning("these demonstrations are for learners with a task of their own; %s", told)
+
+
+def _has_model(env: gym.Env[Any, Any]) -> bool:
+    try:
+        find_task(env)
+    except ValueError:
+        return False
+    return True
 
 
 def _decider(policy: Any) -> Callable[[NDArray[Any]], ArrayLike]:

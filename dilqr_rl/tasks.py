@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.problem import ControlProblem
 
-__all__ = ["ControlTask", "find_task", "known_ids", "register_task"]
+__all__ = ["ControlTask", "find_task", "known_ids", "model_environment", "register_task"]
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ def find_task(env: Any) -> ControlTask:
     Raises:
         ValueError: neither is the case.
     """
-    base = env
-    while base is not env.unwrapped and not hasattr(base, "control_task"):  # a wrapper may change what a state is read from
-        base = base.env
+    base = model_environment(env)
     if hasattr(base, "num_envs"):
         raise ValueError(f"env: expected a single environment, got the batch {base!r}. Make one with gymnasium.make.")
     spec = getattr(base, "spec", None)
@@ -126,6 +124,14 @@ def find_task(env: Any) -> ControlTask:
         )
     kwargs = {key: value for key, value in (spec.kwargs if spec is not None else {}).items() if key != "render_mode"}
     return replace(task, env_kwargs=kwargs)
+
+
+def model_environment(env: Any) -> Any:
+    """What `find_task` finds the model of: the outermost with a `control_task()`, else what is within all wrappers."""
+    base = env
+    while base is not env.unwrapped and not hasattr(base, "control_task"):  # a wrapper may change what a state is read from
+        base = base.env
+    return base
 
 
 def known_ids() -> list[str]:

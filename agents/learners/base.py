@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError
-from dilqr_rl.agents.environments import as_task, refuse_normalised
+from dilqr_rl.agents.environments import as_task
 from dilqr_rl.agents.learners.files import State, load_learner, rebuild, save_learner
 from dilqr_rl.agents.learners.fitting import FitResult, Surroundings, fit
 from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.progress import show_progress
 from dilqr_rl.agents.learners.segments import Segments, cut
+from dilqr_rl.agents.wrappers import refuse_changed_observations
 from dilqr_rl.tasks import ControlTask, find_task
 
 __all__ = ["Learner"]
@@ -61,9 +62,9 @@ class Learner(nn.Module, ABC):
         """A learner for an environment whose model is known.
 
         Raises:
-            ValueError: the environment's model isn't known, its observations are normalised, or an argument is wrong.
+            ValueError: the environment's model isn't known, a wrapper changes its observations, or an argument is wrong.
         """
-        refuse_normalised(env)
+        refuse_changed_observations(env)
         return cls(find_task(env), **settings)
 
     @abstractmethod
