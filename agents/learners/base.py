@@ -152,13 +152,15 @@ class Learner(nn.Module, ABC):
         on_epoch: Callable[[FitResult], None] | None = None,
         measure: Callable[[Self], Mapping[str, float]] | None = None,
     ) -> FitResult:
-        """Learn, in place, and end with the parameters of the best validation loss. Ctrl-C ends it early.
+        """Learn, in place, and end with the best parameters that were found. Ctrl-C ends it early.
 
+        The best are those of the lowest training loss among all whose validation loss isn't worse than the lowest by more than
+        a standard error; see `choice.py`. Where no parameters move the validation loss, the log and the result's `note` say so.
         A loss or a step that isn't finite ends it, too; then the result's `stopped` is "diverged".
 
         Args:
             data: episodes to learn from.
-            validation: other episodes, to tell which epoch was best; a fifth of the episodes of `data` if None.
+            validation: other episodes, to tell which epochs did worse; a fifth of the episodes of `data` if None.
             options: settings; the learner's `defaults` if None.
             folder: keeps what it takes to resume, and the log (Stable-Baselines3's csv, and TensorBoard's where installed);
                 made if it doesn't exist. None: nothing is written.
@@ -256,16 +258,20 @@ class Learner(nn.Module, ABC):
         segments = cut(self.task, data, self.compared_length(data), self.device)
         return self.mean_over(segments, lambda part: Learner.loss(self, part))
 
-    @torch.no_grad()
     def mean_over(self, segments: Segments, loss: Callable[[Segments], Tensor] | None = None) -> float:
         """The mean over segments of a loss (S,), the learner's own by default, without a gradient."""
+        return float(self.losses_over(segments, loss).mean())
+
+    @torch.no_grad()
+    def losses_over(self, segments: Segments, loss: Callable[[Segments], Tensor] | None = None) -> Tensor:
+        """The loss of each segment (S,) in float64, the learner's own by default, without a gradient."""
         was_training = self.training
         self.eval()
         try:
             found = torch.cat([(loss or self.loss)(part) for part in segments.parts(_CHUNK)])
         finally:
             self.train(was_training)
-        return float(found.double().mean())
+        return found.double()
 
     @property
     def device(self) -> torch.device:

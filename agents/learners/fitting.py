@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, check_disjoint
+from dilqr_rl.agents.learners.choice import Choice
 from dilqr_rl.agents.learners.optimisers import Optimiser, make_optimiser
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.run_folder import RunFolder, Snapshot
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FitResult", "Surroundings", "fit"]
 
+_log = logging.getLogger("dilqr_rl")
+
 
 @dataclass
 class FitResult:
@@ -33,21 +37,21 @@ class FitResult:
     Attributes:
         history: a row for each epoch: "epoch", "train_loss", "validation_loss" (at each look), and what `measure` found. Before
             them one for the start, and one more where a scan moved it, both of epoch 0.
-        best_epoch: the one whose parameters the learner now has.
+        best_epoch: the one whose parameters the learner now has; `choice.py` says which these are.
+        best_validation_loss: of these parameters; infinite before the first look.
         stopped: why it ended: "epochs", "patience", "interrupted", "diverged" (amid an epoch that isn't in the history), by
-            "lm" "reproduced" (the training demonstrations, nearly to rounding) or "no step lowers the loss"; "" at first.
+            "lm" "no step lowers the loss", "reproduced" (what is handed back reproduces training and held-out demonstrations,
+            nearly to rounding), or in which of the two it doesn't; "" at first.
+        note: what else is to be known: a sentence where no parameters moved the validation loss, else "".
         seconds: of this call.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
+    best_validation_loss: float = math.inf
     stopped: str = ""
+    note: str = ""
     seconds: float = 0.0
-
-    @property
-    def best_validation_loss(self) -> float:
-        """At the best epoch; infinite before the first look."""
-        return min(self.column("validation_loss")[1], default=math.inf)
 
     @property
     def start_loss(self) -> float:
@@ -79,7 +83,8 @@ def fit(
     check_disjoint(train=train, validation=held_out)
     length = _common_length(learner, train, held_out)
     segments, watched = (cut(learner.task, part, length, learner.device) for part in (train, held_out))
-    run = _Run(learner, segments, watched, options, around.measure)
+    windows = [len(episode) // length for episode in held_out.episodes]
+    run = _Run(learner, segments, watched, Choice(windows), options, around.measure)
     if around.folder is None:
         return run.to_the_end(None, around.on_epoch)
     kept = RunFolder(around.folder, _identity(learner, options, segments, watched), resume=around.resume)
@@ -139,6 +144,7 @@ class _Run:
         learner: Learner,
         segments: Segments,
         watched: Segments,
+        choice: Choice,
         options: FitOptions,
         measure: Callable[[Any], Mapping[str, float]],
     ) -> None:
@@ -147,8 +153,8 @@ class _Run:
         learner.set_attempt(0)
         self.optimiser: Optimiser = make_optimiser(learner, segments, options)
         self.result = FitResult()
+        self.choice = choice
         self.best: dict[str, Tensor] = {}
-        self.best_loss = math.inf
         self.epoch = 0
 
     def to_the_end(self, folder: RunFolder | None, on_epoch: Callable[[FitResult], None]) -> FitResult:
@@ -170,7 +176,10 @@ class _Run:
             for parameter in self.learner.trained_parameters().values():  # also those whose turn it wasn't
                 parameter.requires_grad_(True)
             self.learner.eval()
+            self.result.note = self.choice.note
             self.result.seconds = time.perf_counter() - began
+        if self.result.note:
+            _log.warning("fit of %r: %s", self.learner.name, self.result.note)
         return self.result
 
     def _epochs(self, folder: RunFolder | None, on_epoch: Callable[[FitResult], None]) -> None:
@@ -201,7 +210,7 @@ class _Run:
     def _ended(self) -> bool:
         patience, result = self.options.patience, self.result
         if self.optimiser.stopped:
-            result.stopped = self.optimiser.stopped
+            result.stopped = self.optimiser.why(self.choice.training_loss, self.choice.validation_loss)
         elif self.epoch >= self.options.epochs:
             result.stopped = "epochs"
         elif patience is not None and self.epoch - result.best_epoch >= patience:
@@ -217,12 +226,13 @@ class _Run:
             self._look()
 
     def _look(self) -> None:
-        """The validation loss of the parameters as they stand, which are kept if it is the lowest yet."""
-        row, loss = self.result.history[-1], self.learner.mean_over(self.watched)
-        row["validation_loss"] = loss = loss if math.isfinite(loss) else math.inf
+        """The validation loss of the parameters as they stand, which are kept if they are the better choice."""
+        row, held_out = self.result.history[-1], self.learner.losses_over(self.watched)
+        loss = float(held_out.mean())
+        row["validation_loss"] = loss if math.isfinite(loss) else math.inf
         row.update({name: float(value) for name, value in self.measure(self.learner).items()})
-        if not self.best or loss < self.best_loss:
-            self.result.best_epoch, self.best_loss = self.epoch, loss
+        if self.choice.look(held_out, lambda: self.learner.mean_over(self.segments)):
+            self.result.best_epoch, self.result.best_validation_loss = self.epoch, self.choice.validation_loss
             self.best = copy.deepcopy(self.learner.state_dict())
 
     def _snapshot(self) -> Snapshot:
@@ -233,11 +243,13 @@ class _Run:
             learner=self.learner.state_dict(),
             best=self.best,
             optimiser=self.optimiser.state(),
+            choice=self.choice.state(),
         )
 
     def _go_on(self, snapshot: Snapshot) -> None:
         self.epoch, self.best = snapshot.epoch, snapshot.best
         self.result.history, self.result.best_epoch = snapshot.history, snapshot.best_epoch
-        self.best_loss = self.result.best_validation_loss
+        self.choice.restore(snapshot.choice)
+        self.result.best_validation_loss = self.choice.validation_loss
         self.learner.load_state_dict(snapshot.learner)
         self.optimiser.restore(snapshot.optimiser)

@@ -53,6 +53,14 @@ class LevenbergMarquardt:
             self._end_attempt(loss)
         return loss
 
+    def why(self, training_loss: float, validation_loss: float) -> str:
+        """`stopped`; but "reproduced" of nothing else than parameters that reproduce, what is held out, too."""
+        if self.stopped != "reproduced" or max(training_loss, validation_loss) <= _SOLVED * self._scale:
+            return self.stopped
+        if training_loss <= _SOLVED * self._scale:
+            return "only the training demonstrations are reproduced"
+        return "what reproduces the training demonstrations does worse on those held out"
+
     def state(self) -> dict[str, Tensor]:
         """Where it stands: the attempt, its damping weight and last losses, and where the fit began."""
         numbers = torch.tensor([_STOPS.index(self.stopped), self._attempt, self._weight, *self._losses], dtype=torch.float64)
@@ -82,13 +90,17 @@ class LevenbergMarquardt:
         return len(self._losses) == _PATIENCE and self._losses[-1] > (1 - _LEAST_DECREASE) * self._losses[0]
 
     def _end_attempt(self, loss: float) -> None:
-        if loss <= _SOLVED * self._scale:
+        if loss <= _SOLVED * self._scale and self._is_reproduced():
             self.stopped = "reproduced"
             return
         if self._attempt == self.options.restarts:
             self.stopped = "no step lowers the loss" if math.isfinite(loss) else "diverged"
             return
         self._attempt, self._weight, self._losses = self._attempt + 1, self.options.damping.start, []
+
+    def _is_reproduced(self) -> bool:
+        """Whether by plans that begin as they do once the fit is over, not only from the demonstrated controls."""
+        return self.learner.mean_over(self.segments) <= _SOLVED * self._scale
 
     def _begin_again(self) -> None:
         """Where the fit began, or wherever else the learner has its next attempt begin."""

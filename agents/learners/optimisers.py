@@ -34,6 +34,9 @@ class Optimiser(Protocol):
         Where this leads out of the numbers, `stopped` is "diverged" afterwards, and the parameters are of no use.
         """
 
+    def why(self, training_loss: float, validation_loss: float) -> str:
+        """`stopped`, told of a fit that hands back parameters of these losses."""
+
     def state(self) -> dict[str, Tensor]:
         """What a resumed fit needs beside the learner's parameters."""
 
@@ -81,6 +84,10 @@ class GradientDescent:
         loss.backward()
         self.optimiser.step()
         return loss.item()
+
+    def why(self, training_loss: float, validation_loss: float) -> str:
+        """`stopped`."""
+        return self.stopped
 
     def state(self) -> dict[str, Tensor]:
         """Torch's own state of each parameter, and whether it has diverged."""

@@ -50,7 +50,7 @@ class FitOptions:
         final_rate: share of the learning rate that is left at the last epoch, along a cosine; 1 keeps it constant.
         smoothing: of "rmsprop", torch's alpha.
         damping: of "lm".
-        patience: epochs without a better validation loss after which the fit ends; None for never.
+        patience: epochs without better parameters, of which `choice.py` tells, after which the fit ends; None for never.
         validate_every: epochs between two looks at the validation loss.
         restarts: further attempts of "lm", from other starts, where one ends without reproducing the demonstrations (a mean
             square of the residuals below 1e-8 of that of the controls).

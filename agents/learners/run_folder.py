@@ -18,9 +18,9 @@ from dilqr_rl.agents.files import write_whole
 
 __all__ = ["RunFolder", "Snapshot"]
 
-_FORMAT = "dilqr_rl fit, version 1"
+_FORMAT = "dilqr_rl fit, version 2"
 _EVENTS = "events.out.tfevents.*"
-_PARTS = ("learner", "best", "optimiser")
+_PARTS = ("learner", "best", "optimiser", "choice")
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Snapshot:
 
     Attributes:
         epoch: how many have been run.
-        best_epoch: the one of the best validation loss.
+        best_epoch: the one whose parameters are to be handed back.
         history: see `FitResult`.
         learner: the parameters as they stand.
         best: the parameters of the best epoch.
         optimiser: what the optimiser needs to go on.
+        choice: what the choice of the best needs to go on.
     """
 
     epoch: int
@@ -42,6 +43,7 @@ class Snapshot:
     learner: dict[str, Tensor]
     best: dict[str, Tensor]
     optimiser: dict[str, Tensor]
+    choice: dict[str, Tensor]
 
 
 class RunFolder:
@@ -114,8 +116,8 @@ def _read(file: Path, identity: Mapping[str, Any]) -> Snapshot:
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"expected the format {_FORMAT!r}, got {metadata.get('format')!r}")
         kept, progress = json.loads(metadata["identity"]), json.loads(metadata["progress"])
-        learner, best, optimiser = (_under(tensors, f"{part}.") for part in _PARTS)
-        snapshot = Snapshot(**progress, learner=learner, best=best, optimiser=optimiser)
+        learner, best, optimiser, choice = (_under(tensors, f"{part}.") for part in _PARTS)
+        snapshot = Snapshot(**progress, learner=learner, best=best, optimiser=optimiser, choice=choice)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file}: expected what a fit keeps to be resumed, got something else or a damaged file: {error}."

@@ -57,7 +57,7 @@ def scan(learner: PlanningLearner, segments: Segments, options: FitOptions) -> b
         moved[0] = mean
         candidates = start + moved
         losses = _losses(learner, candidates, sizes, watched)
-        order = losses.argsort()
+        order = losses.argsort(stable=True)  # of equal ones the first, the values that it had
         if losses[order[0]] < best_loss:
             best_loss = float(losses[order[0]])
             for parameter, values in zip(learnt.values(), candidates[order[0]].split(sizes), strict=True):

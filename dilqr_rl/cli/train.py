@@ -59,7 +59,7 @@ class Train:
     learning_rate: float | None = None
     """Of adam and rmsprop."""
     patience: int | None = None
-    """Epochs without a better validation loss after which the fit ends."""
+    """Epochs without better parameters after which the fit ends."""
     seed: int = 0
     """Of the split into training, validation and test episodes, of first weights, and of the batches."""
     folder: Path | None = None
@@ -97,6 +97,8 @@ class Train:
             f"imitation loss on {len(test)} test episodes: {before:.3g} before, {learner.imitation_loss(test):.3g} after "
             f"{result.best_epoch} epochs, the best of {int(result.history[-1]['epoch'])} ({result.stopped})"
         )
+        if result.note:
+            console.print(f"note: {result.note}", soft_wrap=True)
         console.print(f"checkpoint written to {out}", soft_wrap=True)
 
     def _check(self) -> None:

@@ -120,6 +120,24 @@ def test_train_brings_the_loss_down(demonstrations: Path, tmp_path: Path, capsys
     assert "determine every one of these numbers" in said
 
 
+def test_train_tells_that_the_validation_tells_nothing(
+    demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The episode that is held out begins at the side, from where every torque is at its bound, whatever the mass."""
+    data = Demonstrations.load(demonstrations)
+    angle = np.linspace(2.0, 2.1, 5)
+    seen = np.stack((np.cos(angle), np.sin(angle), np.zeros(5)), axis=-1).astype(np.float32)
+    aside = Episode(seen, np.full((4, 1), -1.0, np.float32), np.zeros(4), False, True)
+    held_out = int(np.random.default_rng(0).permutation(3)[1])
+    Demonstrations(ENV, {}, tuple(aside if i == held_out else one for i, one in enumerate(data.episodes))).save(
+        tmp_path / "new.npz"
+    )
+    run("train", tmp_path / "new.npz", "--out", tmp_path / "clone.safetensors", "--learn", "dynamics.mass", *TINY)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "note: the validation loss was 0 for all parameters that were tried, so it tells none from another" in said
+    assert PhysicsLearner.load(tmp_path / "clone.safetensors").problem.dynamics.mass.item() == pytest.approx(1.2, rel=1e-4)
+
+
 def test_train_tells_what_the_demonstrations_leave_open(
     demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
