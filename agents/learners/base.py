@@ -155,7 +155,7 @@ class Learner(nn.Module, ABC):
         """Learn, in place, and end with the best parameters that were found. Ctrl-C ends it early.
 
         The best are those of the lowest training loss among all whose validation loss isn't worse than the lowest by more than
-        a standard error; see `choice.py`. Where no parameters move the validation loss, the log and the result's `note` say so.
+        chance; see `choice.py`. Where no parameters move the validation loss, the log and the result's `note` say so.
         A loss or a step that isn't finite ends it, too; then the result's `stopped` is "diverged".
 
         Args:

@@ -4,15 +4,15 @@ Two settings of the parameters are compared on the same held-out windows, so the
 windows the mean counts, and its standard error, clustered by episode since neighbouring windows resemble each other (Cameron &
 Miller 2015, eq. 11, for a mean),
 
-    SE^2 = E / (E-1) sum over episodes e of (sum over windows of e of (d - mean d))^2 / S^2,
+    SE^2 = E / (E-1) sum over episodes e of (sum over windows of e of (d - mean d))^2 / S^2.
 
-or with every window as an episode of its own if that is larger. A setting is worse than another if its mean loss is higher by
-more than one standard error, and by more than rounding; or if more windows have no loss, NaN or infinity. Of one window nothing
-is known but its loss, which counts as it is.
+A setting is worse than another if mean d > SE sqrt(ln E), by its E episodes and likewise by windows, each taken as an episode
+of its own, and if mean d is above rounding; or if more windows have no loss, NaN or infinity. There, by Schwarz's criterion
+(1978), a mean other than zero explains the differences better than zero does. It asks for 2.3 standard errors of 200 windows,
+and for 0.8 of two episodes, which must all but agree; of one window the loss counts as it is.
 
-Of all settings that aren't worse than that of the lowest validation loss, that of the lowest training loss is handed back: the
-rule of one standard error (Breiman et al. 1984, section 3.4.3), here of paired differences. Two held-out episodes must agree by
-it.
+Of all settings that aren't worse than that of the lowest validation loss, that of the lowest training loss is handed back: as
+by the rule of one standard error (Breiman et al. 1984, section 3.4.3), with this threshold and paired differences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from torch import Tensor
 
 __all__ = ["Choice"]
 
-_STANDARD_ERRORS = 1.0  # by which a difference is real
 _ROUNDING = 1e-6  # of the losses: what planners' tolerances and recorded float32 leave of a difference
 
 
@@ -57,7 +56,7 @@ class _Difference:
     broken: int
     mean: float
     largest: float
-    error: float  # of the mean
+    chance: float  # up to where the mean tells nothing
     rounding: float
 
     @property
@@ -68,7 +67,7 @@ class _Difference:
     def is_worse(self) -> bool:
         if self.broken:
             return self.broken > 0
-        return self.mean > max(_STANDARD_ERRORS * self.error, self.rounding)
+        return self.mean > max(self.chance, self.rounding)
 
     @property
     def is_lower(self) -> bool:
@@ -156,8 +155,8 @@ class Choice:
         if len(d) == 0:
             return _Difference(broken, 0.0, 0.0, 0.0, rounding)
         rest, alone = d - d.mean(), torch.arange(len(d))
-        error = max(_standard_error(rest, groups) for groups in (alone, self._episode[both]))
-        return _Difference(broken, float(d.mean()), float(d.abs().max()), error, rounding)
+        chance = max(_chance(rest, groups) for groups in (alone, self._episode[both]))
+        return _Difference(broken, float(d.mean()), float(d.abs().max()), chance, rounding)
 
 
 def _is_apart(one: float, other: float) -> bool:
@@ -169,8 +168,10 @@ def _finite(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _standard_error(rest: Tensor, groups: Tensor) -> float:
-    """Of the mean, from what is left (S,) without it, where members of a group aren't independent; 0 of one group."""
+def _chance(rest: Tensor, groups: Tensor) -> float:
+    """SE sqrt(ln E), from differences without their mean (S,), and of which episode each is; 0 of one episode."""
     sums = torch.zeros(int(groups.max()) + 1, dtype=rest.dtype).index_add(0, groups, rest)
     count = len(groups.unique())
-    return math.sqrt(count / (count - 1) * float(sums.square().sum())) / len(rest) if count > 1 else 0.0
+    if count == 1:
+        return 0.0
+    return math.sqrt(math.log(count) * count / (count - 1) * float(sums.square().sum())) / len(rest)

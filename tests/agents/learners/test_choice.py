@@ -19,7 +19,7 @@ from dilqr_rl.agents.learners import FitOptions, FitResult, Learner
 from dilqr_rl.agents.learners.choice import Choice
 
 BASE = torch.linspace(1.0, 2.0, 12, dtype=torch.float64)  # losses of windows
-D = torch.as_tensor(np.random.default_rng(0).normal(size=12))
+D = torch.as_tensor(np.random.default_rng(10).normal(size=12))
 EACH_OPTIMIZER = pytest.mark.parametrize("optimizer", ["lm", "rmsprop", "adam"])
 
 
@@ -33,15 +33,20 @@ def shifted(mean: float) -> Tensor:
     return BASE + D - D.mean() + mean
 
 
-def error_of_mean(groups: int) -> float:
-    """By NumPy, of the means of groups of equal size."""
-    return float(np.std(D.numpy().reshape(groups, -1).mean(1), ddof=1) / np.sqrt(groups))
+def chance(groups: int) -> float:
+    """By NumPy, of the means of groups of equal size: a difference of that size has Schwarz's criterion of a mean and of none equal.
+
+    -2 ln(likelihood) is lower by t^2 where the mean is fitted, which costs ln n; t is that of the means of the groups.
+    """
+    if groups == 1:
+        return 0.0
+    return float(np.sqrt(np.log(groups)) * np.std(D.numpy().reshape(groups, -1).mean(1), ddof=1) / np.sqrt(groups))
 
 
 @pytest.mark.parametrize("groups", [12, 4, 2, 1])
-def test_a_standard_error_decides(groups: int) -> None:
-    """By windows or by episodes, whichever is the larger; of one episode by its windows alone."""
-    error = max(error_of_mean(12), error_of_mean(groups)) if groups > 1 else error_of_mean(12)
+def test_chance_decides(groups: int) -> None:
+    """By windows and by episodes; of one episode by its windows alone."""
+    error = max(chance(12), chance(groups))
     sizes = [12 // groups] * groups
     assert looks(Choice(sizes), (BASE, 9.0), (shifted(0.99 * error), 8.0)) == [0, 1]
     assert looks(Choice(sizes), (BASE, 9.0), (shifted(1.01 * error), 8.0)) == [0]
@@ -51,7 +56,7 @@ def test_a_standard_error_decides(groups: int) -> None:
 
 
 def test_episodes_matter_in_the_cases_above() -> None:
-    assert max(error_of_mean(4), error_of_mean(2)) > error_of_mean(12) > min(error_of_mean(4), error_of_mean(2))
+    assert max(chance(4), chance(2)) > chance(12) > min(chance(4), chance(2))
 
 
 def test_one_window_counts_as_it_is() -> None:
@@ -61,10 +66,10 @@ def test_one_window_counts_as_it_is() -> None:
 
 def test_small_steps_do_not_add_up() -> None:
     """Each is equal to the one before; what counts is the lowest of all."""
-    step = 0.6 * error_of_mean(12)
+    step = 0.6 * chance(12)
     losses = [(shifted(i * step) if i else BASE, 9.0 - i) for i in range(5)]
     assert looks(Choice([1] * 12), *losses) == [0, 1]
-    assert looks(Choice([1] * 12), (BASE, 9.0), (shifted(0.6 * error_of_mean(12)), 8.0), (BASE - 0.1, 8.5)) == [0, 1, 2]
+    assert looks(Choice([1] * 12), (BASE, 9.0), (shifted(step), 8.0), (BASE - 0.9 * step, 8.5)) == [0, 1, 2]
 
 
 def test_windows_without_a_loss() -> None:
@@ -148,23 +153,22 @@ def test_a_set_that_tells_is_not_complained_about(caplog: pytest.LogCaptureFixtu
 
 
 @EACH_OPTIMIZER
-@pytest.mark.parametrize("noise", [0.02, 0.04])
-def test_noisy_demonstrations_lead_towards_the_expert(optimizer: str, noise: float) -> None:
+def test_noisy_demonstrations_lead_towards_the_expert(optimizer: str) -> None:
     """Actions with noise, of a size with what the start errs by (0.04 N m), a fifth held out; the truth is without it."""
     truth = plans(20, seed=99)
     before, found = make("dx").imitation_loss(truth), []
     for seed in range(5):
         learner = make("dx")
-        learner.fit(noisy_episodes(10, seed, noise), options=fast(optimizer, seed=seed))
+        learner.fit(noisy_episodes(10, seed), options=fast(optimizer, epochs=12, batch_size=32, seed=seed))
         found.append(learner.imitation_loss(truth))
     assert max(found) < 0.5 * before
 
 
-def noisy_episodes(count: int, seed: int, noise: float = 0.04) -> Demonstrations:
+def noisy_episodes(count: int, seed: int) -> Demonstrations:
     """The expert's answers with noise; each episode goes on as the expert would have it."""
     clean = episodes(count, seed=seed)
     drawn = np.random.default_rng(seed)
-    actions = [np.clip(one.actions + 0.5 * noise * drawn.normal(size=one.actions.shape), -1.0, 1.0) for one in clean.episodes]
+    actions = [np.clip(one.actions + 0.02 * drawn.normal(size=one.actions.shape), -1.0, 1.0) for one in clean.episodes]
     return Demonstrations.from_arrays(ENV, [one.observations for one in clean.episodes], actions)
 
 
