@@ -16,7 +16,9 @@ hypothesis.settings.load_profile("dilqr_rl")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Machine code goes beside pytest's own cache, not into the user's; processes that a test starts inherit it."""
-    os.environ.setdefault("DILQR_CACHE_DIR", str(config.cache.mkdir("native_code")))
+    folder = config.cache.mkdir("native_code")
+    folder.chmod(0o700)  # whatever the umask: machine code isn't read from where others may write
+    os.environ.setdefault("DILQR_CACHE_DIR", str(folder))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from dilqr_rl.native.forks import COMPILING
 from dilqr_rl.native.kernel import kernel_source, step_source
 from dilqr_rl.native.model import SIGNATURES, Model
 from dilqr_rl.native.tracing import UntraceableError
@@ -41,15 +42,16 @@ def functions(model: Model, label: str) -> NDArray[np.int64]:
 
 def load(name: str, source: str, label: str) -> ModuleType:
     """The module that compiles when its source is imported; see `solver`."""
-    try:
-        import numba
+    with COMPILING:  # also while numba is imported
+        try:
+            import numba
 
-        from dilqr_rl.native.cache import load_module
-    except Exception as error:  # an import of a broken numba may raise anything
-        raise UntraceableError(f"numba can't be imported ({error})") from error
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        raise UntraceableError("NUMBA_DISABLE_JIT is set")
-    try:
-        return load_module(name, source, label)
-    except (numba.core.errors.NumbaError, OSError, RuntimeError) as error:
-        raise UntraceableError(f"numba can't compile {label} ({type(error).__name__}: {error})") from error
+            from dilqr_rl.native.cache import load_module
+        except Exception as error:  # an import of a broken numba may raise anything
+            raise UntraceableError(f"numba can't be imported ({error})") from error
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            raise UntraceableError("NUMBA_DISABLE_JIT is set")
+        try:
+            return load_module(name, source, label)
+        except (numba.core.errors.NumbaError, OSError, RuntimeError) as error:
+            raise UntraceableError(f"numba can't compile {label} ({type(error).__name__}: {error})") from error

@@ -2,8 +2,11 @@
 
 An entry is a folder, named by a hash of everything that its content depends on, with the module's source, what numba made of
 it, and a manifest with the checksum of each file. Entries are never changed: they are built elsewhere and renamed into place,
-and whoever comes second keeps what is there. A module is imported from a private copy whose checksums have been verified, so
-that an entry may vanish, be damaged or be read-only at any moment.
+and whoever comes second keeps what is there. A module is compiled in a private folder, and imported from a private copy whose
+checksums have been verified, so that an entry may vanish, be damaged or be read-only at any moment.
+
+What is read is executed. So nothing is read that anybody but this user and root may have written: neither from a root folder of
+somebody else's, nor an entry, nor a file.
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
+import stat
 import sys
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +33,8 @@ import llvmlite
 import numba
 from numba.core.registry import cpu_target
 
+from dilqr_rl.native.forks import COMPILING
+
 __all__ = ["cache_folder", "load_module"]
 
 _FORMAT = 1  # of an entry
@@ -35,12 +42,17 @@ _MANIFEST = "manifest.json"
 _DAYS_UNUSED = 60  # after which an entry is dropped
 _DAYS_UNFINISHED = 2  # the same for what an interrupted process has left
 _HIDDEN = ".unfinished-"
+_ENTRY = re.compile("[0-9a-f]{32}")
 _SECONDS_PER_DAY = 86400.0
 _STAMP = (1_000_000_000, 1_000_000_000)  # times of the source: some versions of numba go by them, so they must survive a copy
+_MANY = 20  # modules of one label in a process, after which it is said that none is ever freed
+_MEGABYTES = 4  # of memory that one takes, measured
+# A link is never followed, and what is no file doesn't block. Windows has neither, nor other users' files in a user's folder.
+_PLAINLY = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _log = logging.getLogger("dilqr_rl")
-_lock = threading.RLock()
 _modules: dict[str, ModuleType] = {}
+_made: Counter[str] = Counter()  # modules by label
 _refused: list[str] = []  # why nothing could be kept, once that has been said
 
 Files = dict[str, bytes]  # by their path in the entry
@@ -58,10 +70,24 @@ def load_module(name: str, source: str, label: str) -> ModuleType:
         The module; always the same one in one process.
     """
     key = _key(name, source)
-    with _lock:
+    with COMPILING:
         if key not in _modules:
             _modules[key] = _load(name, source, label, key)
+            _count(label)
         return _modules[key]
+
+
+def _count(label: str) -> None:
+    """Say once that machine code is never freed, where much of it comes together."""
+    _made[label] += 1
+    if _made[label] == _MANY:
+        _log.warning(
+            "%d versions of %s have been compiled in this process; their machine code, some %d MB each, is never freed. Make "
+            "one planner and pass what changes as tensors (parameters, buffers, params=), which compiles nothing.",
+            _MANY,
+            label,
+            _MEGABYTES,
+        )
 
 
 def cache_folder() -> Path:
@@ -97,7 +123,7 @@ def _load(name: str, source: str, label: str, key: str) -> ModuleType:
     """The module from its entry, or compiled."""
     try:
         root = cache_folder()
-        files = _read_entry(root / key)
+        files = _read_entry(root, key)
     except OSError as error:
         return _compile_privately(name, source, label, key, error)
     if files.get(f"{name}.py") == source.encode():
@@ -117,14 +143,17 @@ def _load(name: str, source: str, label: str, key: str) -> ModuleType:
 def _compile_and_keep(name: str, source: str, label: str, key: str, root: Path) -> ModuleType:
     """Import the module afresh and make an entry of it; raises an OSError where that isn't possible."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _refuse_what_others_may_write(root)
     unfinished = _hidden(root)
     unfinished.mkdir(mode=0o700)
     try:
-        _log.warning("compiling %s to native code, some seconds, once; kept in %s", label, root)
-        module = _import_from(unfinished, name, key, {f"{name}.py": source.encode()})
-        with suppress(OSError):  # then the next process compiles again
-            _publish(unfinished, root / key)
-            _drop_old_entries(root)
+        with _private_folder() as folder:
+            _log.warning("compiling %s to native code, some seconds, once; kept in %s", label, root)
+            module = _import_from(folder, name, key, {f"{name}.py": source.encode()})
+            with suppress(OSError):  # then the next process compiles again
+                _write(unfinished, _files(folder, Path.read_bytes))
+                _publish(unfinished, root / key)
+                _drop_old_entries(root)
         return module
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -148,17 +177,20 @@ def _compile_privately(name: str, source: str, label: str, key: str, reason: OSE
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder for this process alone, removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="dilqr_rl-", ignore_cleanup_errors=True) as folder:
+    """A folder for this process alone, removed afterwards, where nobody else can put another in its place."""
+    place = Path(tempfile.gettempdir())
+    try:
+        _refuse_what_others_may_write(place)
+    except PermissionError:
+        place = cache_folder()
+        _refuse_what_others_may_write(place)
+    with tempfile.TemporaryDirectory(prefix=f"{_HIDDEN}dilqr_rl-", dir=place, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def _import_from(folder: Path, name: str, key: str, files: Files) -> ModuleType:
     """Write the files to the folder and import the module there, compiling what they don't hold in machine code."""
-    for path, content in files.items():
-        file = folder / path
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(content)
+    _write(folder, files)
     file = folder / f"{name}.py"
     os.utime(file, _STAMP)
     module = ModuleType(f"_dilqr_rl_{name}_{key[:16]}")
@@ -187,20 +219,41 @@ def _numba_cache_beside_the_source() -> Iterator[None]:
             setattr(numba.config, name, value)
 
 
-def _is_ours(entry: Path) -> bool:
-    """Whether nobody else can have written the entry: what is in it will be executed."""
+def _write(folder: Path, files: Files) -> None:
+    for path, content in files.items():
+        file = folder / path
+        file.parent.mkdir(exist_ok=True, mode=0o700)
+        file.write_bytes(content)
+        file.chmod(0o600)  # whatever the umask: a file that others may write isn't read
+
+
+def _is_ours(state: os.stat_result) -> bool:
+    """Whether nobody but this user and root can have written what has this state."""
+    return not hasattr(os, "getuid") or (state.st_uid in (os.getuid(), 0) and not state.st_mode & 0o022)
+
+
+def _refuse_what_others_may_write(folder: Path) -> None:
+    """Raise a PermissionError for a folder in which others may put something in the place of ours."""
     if not hasattr(os, "getuid"):
-        return True
-    try:
-        state = entry.stat()
-    except OSError:
-        return False
-    return state.st_uid in (os.getuid(), 0) and not state.st_mode & 0o022
+        return
+    state = folder.stat()
+    if state.st_uid not in (os.getuid(), 0):
+        raise PermissionError(f"{folder} belongs to another user, {state.st_uid}, whose code would be run")
+    if state.st_mode & 0o022 and not state.st_mode & stat.S_ISVTX:
+        raise PermissionError(f"others may write to {folder}, and so have their code run; chmod go-w forbids it")
 
 
-def _read_entry(entry: Path) -> Files:
-    """The files of an entry; none where there is no entry, or a damaged one."""
-    files = _sound_files(entry) if _is_ours(entry) else {}
+def _read_entry(root: Path, key: str) -> Files:
+    """The files of an entry; none where there is no entry, or a damaged one, or one that others may write to.
+
+    Raises:
+        OSError: others may write to the root itself.
+    """
+    entry = root / key
+    if not os.path.lexists(root):
+        return {}
+    _refuse_what_others_may_write(root)
+    files = _sound_files(entry)
     if files:
         with suppress(OSError):
             os.utime(entry / _MANIFEST)  # in use
@@ -212,17 +265,28 @@ def _read_entry(entry: Path) -> Files:
 def _sound_files(entry: Path) -> Files:
     """The files of an entry if all of them are as its manifest says, and there are no others; else none."""
     try:
-        manifest = json.loads((entry / _MANIFEST).read_bytes())
-        files = _files(entry)
-    except (OSError, ValueError):
+        if not _is_ours(entry.lstat()):
+            return {}
+        manifest = json.loads(_read(entry / _MANIFEST))
+        files = _files(entry, _read)
+    except (OSError, ValueError, RecursionError):
         return {}
     return files if manifest == _manifest(files) else {}
 
 
-def _files(folder: Path) -> Files:
+def _files(folder: Path, read: Callable[[Path], bytes]) -> Files:
     """The files in a folder and below, apart from its manifest."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-    return {name: path.read_bytes() for name, path in sorted(paths.items()) if name != _MANIFEST}
+    return {name: read(path) for name, path in sorted(paths.items()) if name != _MANIFEST}
+
+
+def _read(path: Path) -> bytes:
+    """What is in a file, of which this very file, once open, tells that it is ours."""
+    with open(os.open(path, _PLAINLY), "rb") as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode) or not _is_ours(state):
+            raise PermissionError(f"{path} is no file, or others may write to it")
+        return file.read()
 
 
 def _manifest(files: Files) -> dict[str, str]:
@@ -231,7 +295,7 @@ def _manifest(files: Files) -> dict[str, str]:
 
 def _publish(unfinished: Path, entry: Path) -> None:
     """Make an entry of a finished folder. One that is there already stays if it is sound."""
-    (unfinished / _MANIFEST).write_text(json.dumps(_manifest(_files(unfinished))), encoding="utf-8")
+    _write(unfinished, {_MANIFEST: json.dumps(_manifest(_files(unfinished, _read))).encode()})
     if os.path.lexists(entry) and not _sound_files(entry):
         _discard(entry)
     with suppress(OSError):  # another process was faster
@@ -261,5 +325,5 @@ def _drop_old_entries(root: Path) -> None:
             if folder.name.startswith(_HIDDEN):
                 if now - folder.stat().st_mtime > _DAYS_UNFINISHED * _SECONDS_PER_DAY:
                     shutil.rmtree(folder, ignore_errors=True)
-            elif now - (folder / _MANIFEST).stat().st_mtime > _DAYS_UNUSED * _SECONDS_PER_DAY:
+            elif _ENTRY.fullmatch(folder.name) and now - (folder / _MANIFEST).stat().st_mtime > _DAYS_UNUSED * _SECONDS_PER_DAY:
                 _discard(folder)

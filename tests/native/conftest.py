@@ -1,3 +1,8 @@
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from dilqr_rl import ControlProblem, planner
@@ -15,3 +20,19 @@ def every_watch_that_holds_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
         return structure
 
     monkeypatch.setattr(planner, "structure_of", checked)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and no module loaded so far."""
+    from dilqr_rl.native import cache
+
+    monkeypatch.setattr(cache, "_modules", {})
+    monkeypatch.setattr(cache, "_refused", [])
+    monkeypatch.setattr(cache, "_made", Counter())
+    monkeypatch.setenv("DILQR_CACHE_DIR", str(tmp_path / "cache"))
+    before = set(sys.modules)
+    yield tmp_path / "cache"
+    for name in set(sys.modules) - before:
+        if name.startswith("_dilqr_rl_"):
+            del sys.modules[name]

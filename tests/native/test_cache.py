@@ -8,23 +8,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 pytest.importorskip("numba")
+from cache_data import SOURCE, compiled, entries, load
+
 from dilqr_rl.native import cache
 
-SOURCE = """
-from numba import njit
-
-def plain(x):
-    return {factor} * x
-
-double = njit("float64(float64)", cache=True)(plain)
-"""
 PROCESS = """
 import json, logging, sys, time
 from dilqr_rl.native.cache import load_module
@@ -46,35 +38,6 @@ print(json.dumps({
     "answer": module.double(3.0), "hits": sum(stats.cache_hits.values()), "messages": messages, "seconds": seconds,
 }))
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and no module loaded so far."""
-    monkeypatch.setattr(cache, "_modules", {})
-    monkeypatch.setattr(cache, "_refused", [])
-    monkeypatch.setenv("DILQR_CACHE_DIR", str(tmp_path / "cache"))
-    before = set(sys.modules)
-    yield tmp_path / "cache"
-    for name in set(sys.modules) - before:
-        if name.startswith("_dilqr_rl_"):
-            del sys.modules[name]
-
-
-def load(factor: float = 2.0, *, afresh: bool = True) -> ModuleType:
-    """The example's module; `afresh` as in a new process."""
-    if afresh:
-        cache._modules.clear()
-    return cache.load_module("example", SOURCE.format(factor=factor), "an example")
-
-
-def compiled(module: ModuleType) -> bool:
-    assert module.double(3.0) == 6.0
-    return not module.double.stats.cache_hits
-
-
-def entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def start_process(source: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -163,7 +126,7 @@ def test_an_entry_that_numba_cannot_load_is_made_anew(folder: Path, caplog: pyte
     (entry,) = entries(folder)
     (data,) = entry.rglob("*.nbc")
     data.write_bytes(b"no pickle")
-    (entry / "manifest.json").write_text(json.dumps(cache._manifest(cache._files(entry))))
+    (entry / "manifest.json").write_text(json.dumps(cache._manifest(cache._files(entry, cache._read))))
     caplog.clear()
     assert compiled(load())
     assert "can't be loaded" in caplog.messages[0]
@@ -220,6 +183,15 @@ def test_no_home_folder(folder: Path, caplog: pytest.LogCaptureFixture, monkeypa
     monkeypatch.setattr(Path, "home", homeless)
     assert compiled(load())
     assert "Could not determine home directory" in caplog.messages[0]
+
+
+def test_many_modules_of_one_label_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for factor in range(22):
+        load(factor, afresh=False)
+    load(0, afresh=False)
+    (said,) = [message for message in caplog.messages if "never freed" in message]
+    assert said.startswith("20 versions of an example have been compiled in this process; their machine code, some 4 MB each")
+    assert "params=" in said
 
 
 def test_source_with_an_error_leaves_nothing(folder: Path) -> None:
