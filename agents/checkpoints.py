@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from gymnasium.spaces import Space
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import get_device
 
 from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import make_env
-from dilqr_rl.agents.files import write_whole
 from dilqr_rl.agents.learnable import copy_values, parameter_values
+from dilqr_rl.agents.size_limit import SizeLimit
+from dilqr_rl.agents.soundness import told, unsound_values
+from dilqr_rl.agents.tensor_files import TensorFileError, parse_json, read_tensors, write_tensors
 from dilqr_rl.instance import bind
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
@@ -35,6 +35,7 @@ __all__ = [
     "checkpoint_format",
     "load_policy",
     "read_checkpoint",
+    "refuse_unsound",
     "save_policy",
     "write_checkpoint",
 ]
@@ -56,6 +57,8 @@ class CheckpointError(ValueError):
 def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) -> None:
     """Write a policy; see `PlanningPolicy.save`."""
     check_known(policy.task.name)
+    _refuse_nan(path, policy.state_dict())
+    refuse_unsound(path, policy)
     _check_rebuilt(policy)
     arguments = _network(policy)
     defaults = _network(_bare(type(policy), policy.task, policy.observation_space, policy.action_space))
@@ -144,25 +147,32 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
     """Read a policy; see `PlanningPolicy.load`."""
     config, tensors = read_checkpoint(path, policy_class.checkpoint_format)
     try:
-        env_id, env_kwargs = config["env_id"], config["env_kwargs"]
-        if env_id not in known_ids():
-            raise ValueError(
-                f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first"
-            )
-        with closing(make_env(env_id, env_kwargs)) as env:
-            bare = _bare(policy_class, find_task(env), env.observation_space, env.action_space)
-            settings = _named(config["settings"], bare.settings)
-            network = dict(config["network"])
-            optimiser = _optimiser(network.pop("optimizer_class", None))
-            network = _named(network, (name for name, value in _network(bare).items() if _is_plain(value)))
-            settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
-            if settings["cost_map"] is not None:
-                settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
-            policy = policy_class.for_env(env, **settings, **network, **optimiser)
+        policy = _made_again(policy_class, config, SizeLimit(tensors))
         policy.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # what a class makes of settings that were tampered with is nobody's to foresee
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
+    refuse_unsound(path, policy)
     return policy.to(get_device(device))
+
+
+def _made_again(policy_class: type[Policy], config: Mapping[str, Any], limit: SizeLimit) -> Policy:
+    """A policy of these settings, with other numbers, and no more of them than the limit allows."""
+    env_id, env_kwargs = config["env_id"], config["env_kwargs"]
+    if env_id not in known_ids():
+        raise ValueError(
+            f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first"
+        )
+    with closing(make_env(env_id, env_kwargs)) as env:
+        bare = _bare(policy_class, find_task(env), env.observation_space, env.action_space)
+        settings = _named(config["settings"], bare.settings)
+        network = dict(config["network"])
+        optimiser = _optimiser(network.pop("optimizer_class", None))
+        network = _named(network, (name for name, value in _network(bare).items() if _is_plain(value)))
+        settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
+        if settings["cost_map"] is not None:
+            settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
+        with limit:
+            return policy_class.for_env(env, **settings, **network, **optimiser)
 
 
 def _optimiser(name: str | None) -> dict[str, Any]:
@@ -194,14 +204,15 @@ def check_known(env_id: str) -> None:
 def write_checkpoint(
     path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, overwrite: bool
 ) -> None:
-    """Write settings and tensors, whole or not at all.
+    """Write settings and tensors, whole or not at all; equal ones give equal bytes.
 
     Raises:
         FileExistsError: the file exists and `overwrite` is false.
+        CheckpointError: the tensors hold what no checkpoint may.
     """
+    _refuse_nan(path, tensors)
     metadata = {"format": kind, "version": _VERSION, "config": json.dumps(config, default=float)}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda file: save_file(plain, file, metadata), overwrite=overwrite)
+    write_tensors(path, tensors, metadata, overwrite=overwrite)
 
 
 def read_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -218,18 +229,21 @@ def read_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, Any], dict
             f"{path}: expected format {' or '.join(map(repr, kinds))}, version {_VERSION!r}, got {came}. Read it with "
             "the class, and the version of dilqr_rl, that wrote it."
         )
-    broken = [
-        name for name, tensor in tensors.items() if not torch.isfinite(tensor).all() and not name.endswith(("u_min", "u_max"))
-    ]
-    if broken:
-        raise CheckpointError(f"{path}: {broken} hold NaN or infinity.")
+    _refuse_nan(path, tensors)
     try:
-        config = json.loads(metadata["config"])
-    except (KeyError, json.JSONDecodeError) as error:
+        config = parse_json(metadata["config"])
+    except (KeyError, TensorFileError) as error:
         raise CheckpointError(f"{path}: its settings can't be read: {error!r}.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected its settings to be an object, got {type(config).__name__}.")
     return config, tensors
+
+
+def refuse_unsound(path: str | Path, module: torch.nn.Module) -> None:
+    """Raise a CheckpointError, on writing as on reading, for numbers with which nothing can be planned."""
+    wrong = unsound_values(module)
+    if wrong:
+        raise CheckpointError(f"{path}: {told(wrong)}.")
 
 
 def checkpoint_format(path: str | Path) -> str | None:
@@ -242,15 +256,23 @@ def checkpoint_format(path: str | Path) -> str | None:
     return _read(Path(path))[0].get("format")
 
 
+def _refuse_nan(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not _is_number(name, tensor)]
+    if broken:
+        raise CheckpointError(f"{path}: {broken} hold NaN or infinity.")
+
+
+def _is_number(name: str, tensor: torch.Tensor) -> bool:
+    """Whether all of it is; no bound is infinity."""
+    return not tensor.isnan().any() if name.endswith(("u_min", "u_max")) else bool(tensor.isfinite().all())
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
+        return read_tensors(path)
+    except TensorFileError as error:
         raise CheckpointError(
             f"{path}: expected a safetensors file as save writes it, got something else ({error}). Pickles are never read."
         ) from error
-    return metadata, tensors

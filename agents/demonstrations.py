@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dilqr_rl.agents.archives import ArchiveError, read_arrays
 from dilqr_rl.agents.episode import DemonstrationsError, Episode, check_episode, fingerprint, flags, numbers
 from dilqr_rl.agents.files import write_whole
+from dilqr_rl.agents.tensor_files import TensorFileError, parse_json
 
 __all__ = ["Demonstrations", "DemonstrationsError", "Episode", "check_disjoint"]
 
 _FORMAT, _VERSION = "dilqr_rl demonstrations", 1
-# What reading a damaged archive raises, by experience.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "truncated")
 
 
@@ -148,9 +146,14 @@ class Demonstrations:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an .npz file, whole or not at all.
 
+        Equal ones give equal bytes.
+
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
+            DemonstrationsError: somebody has written NaN or infinity into the arrays.
         """
+        for number, episode in enumerate(self.episodes):
+            check_episode(number, episode, self.episodes[0])
         header = {"format": _FORMAT, "version": _VERSION, "env_id": self.env_id, "env_kwargs": dict(self.env_kwargs)}
         header["open_loop"] = self.open_loop
         arrays = {
@@ -180,13 +183,11 @@ class Demonstrations:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: there is no such file.")
         try:
-            # NumPy leaves a damaged file open if it has opened it itself.
-            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                header, arrays = json.loads(str(file["header"])), {name: file[name] for name in _ARRAYS}
-        except _UNREADABLE as error:
-            what = error if isinstance(error, KeyError) else type(error).__name__  # NumPy's own words recommend allow_pickle
+            arrays = read_arrays(Path(path), ("header", *_ARRAYS))
+            header = parse_json(str(arrays.pop("header")))
+        except (ArchiveError, TensorFileError) as error:
             raise DemonstrationsError(
-                f"{path}: expected an .npz file as `dilqr expert` writes it, got something else or a damaged one ({what}). "
+                f"{path}: expected an .npz file as `dilqr expert` writes it, got something else or a damaged one ({error}). "
                 "Pickled objects are never read; make a file with `dilqr expert`."
             ) from error
         if not isinstance(header, dict) or header.get("format") != _FORMAT or header.get("version") != _VERSION:
@@ -196,8 +197,10 @@ class Demonstrations:
             open_loop = header.get("open_loop", False)  # older files hold closed loops, and no such key
             if not isinstance(open_loop, bool):
                 raise DemonstrationsError(f"open_loop: expected true or false, got {open_loop!r}.")
-            return cls(str(header["env_id"]), dict(header["env_kwargs"]), _cut(arrays), open_loop)
-        except (DemonstrationsError, KeyError, TypeError, ValueError, IndexError) as error:
+            if not isinstance(header["env_id"], str):
+                raise DemonstrationsError(f"env_id: expected a text, got {header['env_id']!r}.")
+            return cls(header["env_id"], dict(header["env_kwargs"]), _cut(arrays), open_loop)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError) as error:
             raise DemonstrationsError(f"{path}: damaged or made by hand: {error}") from error
 
 
@@ -247,21 +250,23 @@ def _cut(arrays: Mapping[str, NDArray[Any]]) -> tuple[Episode, ...]:
     lengths = arrays["lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
         raise DemonstrationsError(f"lengths: expected positive integers (episodes,), got {lengths!r}.")
-    count, steps = len(lengths), int(lengths.sum())
+    count, steps = len(lengths), sum(lengths.tolist())  # Python's integers don't overflow
     expected = {"observations": steps + count, "actions": steps, "rewards": steps, "terminated": count, "truncated": count}
     for name, rows in expected.items():
         if arrays[name].ndim == 0 or len(arrays[name]) != rows:
             raise DemonstrationsError(
                 f"{name}: expected {rows} rows for {count} episodes of {steps} steps, got shape {arrays[name].shape}."
             )
-    ends = np.cumsum(lengths)
+    observations, actions, rewards = (numbers(name, arrays[name], arrays[name].ndim) for name in _ARRAYS[:3])
+    terminated, truncated = (flags(name, arrays[name], count).tolist() for name in ("terminated", "truncated"))
+    ends = itertools.accumulate(lengths.tolist())
     return tuple(
         Episode(
-            observations=arrays["observations"][end - length + i : end + i + 1],
-            actions=arrays["actions"][end - length : end],
-            rewards=arrays["rewards"][end - length : end],
-            terminated=bool(arrays["terminated"][i]),
-            truncated=bool(arrays["truncated"][i]),
+            observations=observations[end - length + i : end + i + 1],
+            actions=actions[end - length : end],
+            rewards=rewards[end - length : end],
+            terminated=terminated[i],
+            truncated=truncated[i],
         )
-        for i, (length, end) in enumerate(zip(lengths.tolist(), ends.tolist(), strict=True))
+        for i, (length, end) in enumerate(zip(lengths.tolist(), ends, strict=True))
     )

@@ -67,7 +67,7 @@ def check_episode(number: int, episode: Episode, first: Episode) -> None:
 
 
 def numbers(name: str, value: ArrayLike, ndim: int) -> NDArray[np.floating[Any]]:
-    """A copy of an array of numbers; whole numbers become float64."""
+    """A copy of an array of numbers, in a type that torch has; whole numbers become float64."""
     try:
         array = np.array(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -80,7 +80,13 @@ def numbers(name: str, value: ArrayLike, ndim: int) -> NDArray[np.floating[Any]]
     if array.ndim != ndim:
         axes = "one axis, steps" if ndim == 1 else "two axes, steps and components"
         raise DemonstrationsError(f"{name}: expected {axes}, got shape {array.shape}.{_hint(array.ndim, ndim)}")
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
+    return array if array.dtype in (np.float16, np.float32, np.float64) else array.astype(_native(array.dtype))
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The floating-point type for numbers of a type: the same in the machine's byte order, or float64."""
+    same = dtype.newbyteorder("=")
+    return same if same in (np.float16, np.float32, np.float64) else np.dtype(np.float64)
 
 
 def flags(name: str, value: ArrayLike, count: int) -> NDArray[np.bool_]:

@@ -35,25 +35,35 @@ def from_minari(dataset: Any, env_id: str | None = None) -> Demonstrations:
         env_id: of the environment, needed where the data set doesn't say.
 
     Raises:
-        ImportError: Minari isn't installed.
-        DemonstrationsError: there is no such data set; it is of another environment, or of none and `env_id` is None; its
-            observations or actions aren't flat arrays of numbers.
+        ImportError: Minari, or what it reads the data set with, isn't installed.
+        DemonstrationsError: there is no such data set, or it can't be read; it is of another environment, or of none and
+            `env_id` is None; its observations or actions aren't flat arrays of numbers.
     """
-    if isinstance(dataset, str):
-        dataset = _load_minari(dataset)
-    named, env_kwargs, open_loop = _origin(dataset)
+    named_here = dataset if isinstance(dataset, str) else getattr(dataset, "id", dataset)
+    try:
+        if isinstance(dataset, str):
+            dataset = _load_minari(dataset)
+        (named, env_kwargs, open_loop), episodes = _origin(dataset), list(dataset.iterate_episodes())
+        ends = {
+            "terminated": np.array([bool(np.any(episode.terminations[-1:])) for episode in episodes]),
+            "truncated": np.array([bool(np.any(episode.truncations[-1:])) for episode in episodes]),
+        }
+    except (DemonstrationsError, ImportError):
+        raise
+    except Exception as error:  # Minari's own, and those of the libraries that it reads files with
+        raise DemonstrationsError(
+            f"dataset: expected a Minari data set that can be read, got {named_here!r}: {type(error).__name__}: {error}."
+        ) from error
     if env_id is not None and named not in {None, env_id}:
         raise DemonstrationsError(f"dataset: expected one of {env_id}, got {dataset.id!r}, which is of {named}.")
     if env_id is None and named is None:
         raise DemonstrationsError(f"env_id: expected an environment's id, since {dataset.id!r} names none, got None.")
-    episodes = list(dataset.iterate_episodes())
     return Demonstrations.from_arrays(
         env_id or str(named),
         [episode.observations for episode in episodes],
         [episode.actions for episode in episodes],
         [episode.rewards for episode in episodes],
-        terminated=np.array([bool(np.any(episode.terminations[-1:])) for episode in episodes]),
-        truncated=np.array([bool(np.any(episode.truncations[-1:])) for episode in episodes]),
+        **ends,
         env_kwargs=env_kwargs,
         open_loop=open_loop,
     )
@@ -74,7 +84,7 @@ def to_minari(demonstrations: Demonstrations, dataset_id: str, **metadata: Any) 
 
     Raises:
         ImportError: Minari isn't installed.
-        ValueError: the id is malformed or taken.
+        ValueError: the id is malformed or taken, or Minari refuses something else.
         DemonstrationsError: the environment's sizes aren't those of the demonstrations.
     """
     if re.search(r"-v\d+$", dataset_id) is None:
@@ -90,6 +100,10 @@ def to_minari(demonstrations: Demonstrations, dataset_id: str, **metadata: Any) 
             dataset = minari.create_dataset_from_buffers(
                 dataset_id, buffers, env=env, observation_space=observation_space, action_space=action_space, **metadata
             )
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # Minari's own
+        raise ValueError(f"dataset_id: Minari can't write {dataset_id!r}: {type(error).__name__}: {error}.") from error
     finally:
         if env is not None:
             env.close()

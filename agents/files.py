@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["check_can_write", "write_whole"]
@@ -30,23 +32,54 @@ def check_can_write(path: str | Path, *, overwrite: bool) -> Path:
 def write_whole(path: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there; a failure leaves nothing behind.
 
+    A new file has the permissions of any new file, one that is overwritten keeps those it had. It is on the disk before it gets
+    its name, so that a crash leaves the old one or the new one.
+
     Raises:
         FileExistsError: there is one already, and `overwrite` is false.
         FileNotFoundError: its folder doesn't exist.
+        OSError: it can't be written; names `path`.
     """
     path = check_can_write(path, overwrite=overwrite)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    path = path.resolve() if overwrite else path  # what a link leads to is overwritten, not the link
+    before = path.stat() if path.exists() else None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if before is None else 0o600))
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        if before is not None:
+            _become(temporary, before)
+        _sync(temporary, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         if overwrite:
             temporary.replace(path)
         else:
             _move_if_free(temporary, path)
+    except OSError as error:
+        if error.errno is None or isinstance(error, FileExistsError):
+            raise
+        raise OSError(error.errno, f"it could not be written: {error.strerror}", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide why
+            temporary.unlink(missing_ok=True)
+    if os.name != "nt":
+        with suppress(OSError):  # not every file system does that
+            _sync(path.parent, os.O_RDONLY)
+
+
+def _become(temporary: Path, before: os.stat_result) -> None:
+    """Give it owner and permissions of the file that it is to replace."""
+    if hasattr(os, "chown"):
+        with suppress(OSError):  # only root may give files away
+            os.chown(temporary, before.st_uid, before.st_gid)
+    temporary.chmod(stat.S_IMODE(before.st_mode))
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _move_if_free(temporary: Path, path: Path) -> None:
@@ -56,9 +89,3 @@ def _move_if_free(temporary: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without links
         temporary.replace(check_can_write(path, overwrite=False))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

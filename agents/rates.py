@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dilqr_rl.agents.actor import PlanningActor
+from dilqr_rl.agents.soundness import Guard
 
 __all__ = ["make_optimiser"]
 
@@ -23,7 +24,8 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """An optimiser of all of a module's parameters, which steps `model_rate` times as far in the model's own numbers.
 
-    Stable-Baselines3 writes the scheduled learning rate into every group of an optimiser, so the factor comes at each step.
+    Stable-Baselines3 writes the scheduled learning rate into every group of an optimiser, so the factor comes at each step. One
+    that leads to numbers with which nothing can be planned is taken back, and raises a FloatingPointError (`Guard`).
 
     Args:
         optimiser: its class.
@@ -41,8 +43,11 @@ def make_optimiser(
         for chosen, rate in ((False, 1.0), (True, model_rate))
     ]
     made = optimiser([group for group in groups if group["params"]], lr=learning_rate, **settings)  # type: ignore[call-arg]
+    guard = Guard(made, module)
+    made.register_step_pre_hook(guard.before)  # first and last, so that the rates are as they were when it raises
     made.register_step_pre_hook(lambda own, *_: _multiply(own, 1.0))
     made.register_step_post_hook(lambda own, *_: _multiply(own, -1.0))
+    made.register_step_post_hook(guard.after)
     return made
 
 

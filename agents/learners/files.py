@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dilqr_rl.agents.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from dilqr_rl.agents.checkpoints import CheckpointError, read_checkpoint, refuse_unsound, write_checkpoint
 from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.size_limit import SizeLimit
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.tasks import ControlTask, find_task, known_ids
 
@@ -28,6 +29,7 @@ AnyLearner = TypeVar("AnyLearner", bound="Learner")
 
 def save_learner(learner: Learner, path: str | Path, *, overwrite: bool) -> None:
     """Write a learner; see `Learner.save`."""
+    refuse_unsound(path, learner)
     config = {
         "learner": learner.name,
         "env_id": learner.task.name,
@@ -54,15 +56,17 @@ def load_learner(learner_class: type[AnyLearner], path: str | Path, task: Contro
         chosen = task or _find_task(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # an environment may take arguments that were tampered with in any way
         raise CheckpointError(f"{path}: its environment can't be made: {error!r}.") from error
     try:
         if _numbers(chosen) != config["task"]:
             raise ValueError(f"it was made with {config['task']}, the task has {_numbers(chosen)}; pass the same as task=")
-        learner = _make_again(learner_class, chosen, config["settings"])
+        with SizeLimit(tensors):
+            learner = _make_again(learner_class, chosen, config["settings"])
         learner.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # and so may a learner
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
+    refuse_unsound(path, learner)
     return learner.eval()
 
 

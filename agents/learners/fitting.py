@@ -19,8 +19,10 @@ from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, 
 from dilqr_rl.agents.learners.choice import Choice
 from dilqr_rl.agents.learners.optimisers import Optimiser, make_optimiser
 from dilqr_rl.agents.learners.options import FitOptions
-from dilqr_rl.agents.learners.run_folder import RunFolder, Snapshot
+from dilqr_rl.agents.learners.run_folder import RunFolder, Snapshot, damaged
 from dilqr_rl.agents.learners.segments import Segments, cut
+from dilqr_rl.agents.soundness import told, unsound_values
+from dilqr_rl.signals import like_ctrl_c
 
 if TYPE_CHECKING:
     from dilqr_rl.agents.learners.base import Learner
@@ -88,7 +90,11 @@ def fit(
     if around.folder is None:
         return run.to_the_end(None, around.on_epoch)
     kept = RunFolder(around.folder, _identity(learner, options, segments, watched), resume=around.resume)
-    return run.to_the_end(kept, around.on_epoch)
+    try:
+        run.go_on(kept)
+        return run.to_the_end(kept, around.on_epoch)
+    finally:
+        kept.close()
 
 
 def _hold_out(data: Demonstrations, seed: int) -> tuple[Demonstrations, Demonstrations]:
@@ -159,18 +165,14 @@ class _Run:
 
     def to_the_end(self, folder: RunFolder | None, on_epoch: Callable[[FitResult], None]) -> FitResult:
         began = time.perf_counter()
-        snapshot = None if folder is None else folder.last()
         try:
-            if snapshot is None:
-                self._begin()
-            else:
-                self._go_on(snapshot)
-            self._epochs(folder, on_epoch)
+            with like_ctrl_c():
+                if not self.result.history:
+                    self._begin()
+                self._epochs(folder, on_epoch)
         except KeyboardInterrupt:  # perhaps amid an epoch: what was last written stays
             self.result.stopped = "interrupted"
         finally:
-            if folder is not None:
-                folder.close()
             if self.best:
                 self.learner.load_state_dict(self.best)
             for parameter in self.learner.trained_parameters().values():  # also those whose turn it wasn't
@@ -187,7 +189,7 @@ class _Run:
         while True:
             ended = self._ended()
             if folder is not None and (ended or time.monotonic() - written >= self.options.checkpoint_seconds):
-                folder.keep(self._snapshot())
+                folder.keep(self._snapshot(), last=ended)
                 written = time.monotonic()
             if ended:
                 return
@@ -200,6 +202,10 @@ class _Run:
         self.learner.before_epoch(self.epoch)
         loss = self.optimiser.run_epoch(self.epoch)
         if self.optimiser.stopped == "diverged":
+            wrong = unsound_values(self.learner)
+            why = told(wrong) if wrong else "the loss or a parameter isn't finite"
+            best = self.result.best_epoch
+            _log.warning("the fit ends in epoch %d: %s. The best so far stays, of epoch %d.", self.epoch + 1, why, best)
             return False
         self.epoch += 1
         self.result.history.append({"epoch": self.epoch, "train_loss": loss})
@@ -246,10 +252,27 @@ class _Run:
             choice=self.choice.state(),
         )
 
-    def _go_on(self, snapshot: Snapshot) -> None:
+    def go_on(self, folder: RunFolder) -> None:
+        """Take over what the folder keeps, if it keeps anything.
+
+        Raises:
+            ValueError: it is no state of this fit; the learner is as it was.
+        """
+        snapshot = folder.last()
+        if snapshot is None:
+            return
+        before = copy.deepcopy(self.learner.state_dict())
+        try:
+            self.learner.load_state_dict(snapshot.best)
+            wrong = unsound_values(self.learner)
+            if wrong:
+                raise ValueError(told(wrong))
+            self.learner.load_state_dict(snapshot.learner)
+            self.optimiser.restore(snapshot.optimiser)
+            self.choice.restore(snapshot.choice)
+        except Exception as error:  # an optimiser takes over whatever it's given
+            self.learner.load_state_dict(before)
+            raise damaged(folder.file, error) from error
         self.epoch, self.best = snapshot.epoch, snapshot.best
         self.result.history, self.result.best_epoch = snapshot.history, snapshot.best_epoch
-        self.choice.restore(snapshot.choice)
         self.result.best_validation_loss = self.choice.validation_loss
-        self.learner.load_state_dict(snapshot.learner)
-        self.optimiser.restore(snapshot.optimiser)

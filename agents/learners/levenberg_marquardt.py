@@ -68,6 +68,8 @@ class LevenbergMarquardt:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
+        if state["start"].shape != self._start.shape:
+            raise ValueError(f"start: expected the shape {tuple(self._start.shape)}, got {tuple(state['start'].shape)}")
         stopped, attempt, self._weight, *self._losses = state["numbers"].tolist()
         self.stopped, self._attempt, self._start = _STOPS[int(stopped)], int(attempt), state["start"]
 

@@ -97,14 +97,17 @@ class GradientDescent:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
-        self.stopped = "diverged" if state["diverged"] else ""
         per_parameter: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.learner.trained_parameters().values())
         for name, value in state.items():
             if name == "diverged":
                 continue
             index, _, key = name.partition(".")
+            if value.ndim > 0 and value.shape != parameters[int(index)].shape:
+                raise ValueError(f"{name}: expected the shape {tuple(parameters[int(index)].shape)}, got {tuple(value.shape)}")
             per_parameter.setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": per_parameter})
+        self.stopped = "diverged" if state["diverged"] else ""
 
     def _share(self, epoch: int) -> float:
         """Of the learning rate, at an epoch: a cosine from 1 to `final_rate`."""

@@ -19,6 +19,7 @@ from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.scan import scan
 from dilqr_rl.agents.learners.segments import Segments
 from dilqr_rl.agents.policy import MPCPolicy
+from dilqr_rl.agents.soundness import unsound_values
 from dilqr_rl.multi_start import best_of, first_swings
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -256,11 +257,7 @@ class PlanningLearner(Learner):
 
     def is_sound(self) -> bool:
         """See `Learner`; of masses and weights, too, not of their logarithms alone."""
-        values = self.readable_parameters()
-        return super().is_sound() and all(
-            bool(value.isfinite().all()) and (bool((value > 0).all()) or not _is_positive(self.problem, name))
-            for name, value in values.items()
-        )
+        return super().is_sound() and not unsound_values(self.problem)
 
     def readable_parameters(self) -> dict[str, Tensor]:
         """The learnt parameters by name, masses and weights rather than their logarithms."""
@@ -272,11 +269,6 @@ class PlanningLearner(Learner):
         """What is learnt by its name in the problem, also what rests at the moment, in the order of `sensitivities`."""
         named = dict(self.problem.named_parameters())
         return {name: named[name] for name in self._learnt}
-
-
-def _is_positive(problem: ControlProblem, name: str) -> bool:
-    owner, _, leaf = name.rpartition(".")
-    return leaf in getattr(problem.get_submodule(owner), "positive", ())
 
 
 def _fill(problem: ControlProblem, name: str, values: Sequence[float] | None) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dilqr_rl.output import LastingOutput
 
 if TYPE_CHECKING:
     from dilqr_rl.agents.learners.fitting import FitResult
@@ -27,7 +30,8 @@ def show_progress(title: str, epochs: int, *, shown: bool) -> Iterator[Callable[
         yield lambda _: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}")) as lines:
+    console = Console(file=cast(IO[str], LastingOutput("stdout")))
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as lines:
         task = lines.add_task(title, total=epochs, note="")
 
         def show(result: FitResult) -> None:

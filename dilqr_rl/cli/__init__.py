@@ -9,12 +9,13 @@ import torch
 import tyro
 
 from dilqr_rl.cli.bench import Bench
-from dilqr_rl.cli.console import console, errors
+from dilqr_rl.cli.console import console, errors, output
 from dilqr_rl.cli.demo import Demo
 from dilqr_rl.cli.evaluate import Evaluate
 from dilqr_rl.cli.expert import Expert
 from dilqr_rl.cli.reproduce import Reproduce
 from dilqr_rl.cli.train import Train
+from dilqr_rl.signals import like_ctrl_c
 
 __all__ = ["main"]
 
@@ -29,7 +30,7 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; what a person got wrong is told in a line, with exit code 2."""
+    """Run a command; what a person got wrong is told in a line, with exit code 2. SIGTERM and SIGHUP are like Ctrl-C."""
     command: Command = tyro.cli(
         Command,
         args=arguments,
@@ -40,10 +41,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # The solver's tensors are small: a second thread costs more than it brings, several times more where cores are shared.
         torch.set_num_threads(1)
-        command.run()
+        with like_ctrl_c():
+            command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted")
         sys.exit(130)
+    finally:
+        output.settle()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Bar", "console", "errors", "progress"]
+from dilqr_rl.output import LastingOutput
 
-console = Console()
+__all__ = ["Bar", "console", "errors", "output", "progress"]
+
+output = LastingOutput("stdout")
+console = Console(file=cast(IO[str], output))
 errors = Console(stderr=True)
 
 

@@ -26,7 +26,7 @@ _FOR = {  # options that only some learners have a use for
 
 @dataclass(frozen=True)
 class Train:
-    """Learn from demonstrations, from observations and actions alone. Ctrl-C keeps the best so far.
+    """Learn from demonstrations, from observations and actions alone. Ctrl-C, SIGTERM and SIGHUP keep the best so far.
 
     Learners: dx (physics, through the planner), cost, cost_dx (both), sysid (physics, from the motion), residual (a network
     beside physics that are wrong, see --physics), lqr (a linear model), nn (an LSTM), mlp (a network).
@@ -91,7 +91,7 @@ class Train:
         learner = self._learner(task, train)
         start, before = learner.readable_parameters(), learner.imitation_loss(test)
         result = self._fit(learner, train, validation)
-        learner.save(out, overwrite=self.overwrite)
+        self._save(learner, out)
         self._tell(learner, start, task, train)
         console.print(
             f"imitation loss on {len(test)} test episodes: {before:.3g} before, {learner.imitation_loss(test):.3g} after "
@@ -100,6 +100,14 @@ class Train:
         if result.note:
             console.print(f"note: {result.note}", soft_wrap=True)
         console.print(f"checkpoint written to {out}", soft_wrap=True)
+
+    def _save(self, learner: Learner, out: Path) -> None:
+        try:
+            learner.save(out, overwrite=self.overwrite)
+        except OSError as error:
+            if self.folder is None or not (self.folder / "fit.safetensors").is_file():
+                raise
+            raise OSError(f"{error}. {self.folder} keeps the fit: --resume with another --out writes the best.") from error
 
     def _check(self) -> None:
         from dilqr_rl.agents import LEARNERS

@@ -25,7 +25,6 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from dilqr_rl import ILQROptions, find_task, register_task, tasks
 from dilqr_rl.agents import CheckpointError, MPCPolicy
-from dilqr_rl.agents import checkpoints as module
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.files import write_whole
 from dilqr_rl.envs import ContextObservation
@@ -323,13 +322,15 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_write_that_fails_leaves_all_as_it_was(overwrite: bool, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tensors: Any, path: Path, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("the disk is full")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(module, "save_file", fail)
+    def fail(path: Path, content: bytes) -> None:
+        write(path, content[:99])
+        raise OSError(28, "the disk is full")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
     before, path = saved.read_bytes(), saved if overwrite else saved.with_name("other.safetensors")
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(OSError, match=rf"could not be written: the disk is full: '{path}'"):
         make().save(path, overwrite=overwrite)
     assert list(saved.parent.iterdir()) == [saved]
     assert saved.read_bytes() == before
