@@ -57,7 +57,6 @@ class CheckpointError(ValueError):
 def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) -> None:
     """Write a policy; see `PlanningPolicy.save`."""
     check_known(policy.task.name)
-    _refuse_nan(path, policy.state_dict())
     refuse_unsound(path, policy)
     _check_rebuilt(policy)
     arguments = _network(policy)
@@ -241,6 +240,7 @@ def read_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, Any], dict
 
 def refuse_unsound(path: str | Path, module: torch.nn.Module) -> None:
     """Raise a CheckpointError, on writing as on reading, for numbers with which nothing can be planned."""
+    _refuse_nan(path, module.state_dict())
     wrong = unsound_values(module)
     if wrong:
         raise CheckpointError(f"{path}: {told(wrong)}.")
