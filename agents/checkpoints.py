@@ -161,7 +161,7 @@ def _made_again(policy_class: type[Policy], config: Mapping[str, Any], limit: Si
         raise ValueError(
             f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first"
         )
-    with closing(make_env(env_id, env_kwargs)) as env:
+    with closing(make_env(env_id, {**env_kwargs})) as env:
         bare = _bare(policy_class, find_task(env), env.observation_space, env.action_space)
         settings = _named(config["settings"], bare.settings)
         network = dict(config["network"])

@@ -91,7 +91,7 @@ def _find_task(config: dict[str, Any]) -> ControlTask:
             f"its environment {config['env_id']!r} is not among the known ones, {known_ids()}; pass its task as task=, or call "
             "dilqr_rl.register_task first."
         )
-    with closing(make_env(config["env_id"], config["env_kwargs"])) as env:
+    with closing(make_env(config["env_id"], {**config["env_kwargs"]})) as env:
         return find_task(env)
 
 

@@ -109,7 +109,9 @@ def test_a_share_may_be_one_but_not_zero() -> None:
 def test_a_huge_rate_ends_with_a_message_and_the_last_good_state(algorithm: Any, settings: Any, tmp_path: Path) -> None:
     chosen = {"task": ENV, "horizon": 4, "learn": ("physics", "weights"), "model_rate": 3.0}
     model = algorithm("MPCPolicy", make_env(ENV), policy_kwargs=chosen, seed=0, **settings)
-    with pytest.raises(FloatingPointError, match=r"training: .* The step was not taken.*can be saved\. Lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"training: .* The step was not taken.*can be saved\. Lower the learning rate"
+    ):
         model.learn(200)
     assert not unsound_values(model.policy)
     assert all(bool(tensor.isfinite().all()) for tensor in model.policy.state_dict().values())
