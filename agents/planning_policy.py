@@ -322,6 +322,7 @@ class PlanningPolicy(BasePolicy):
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
+            CheckpointError: parameters are NaN or infinite, or physics that must be above 0 aren't.
             ValueError: the task can't be found again by its id.
         """
         save_policy(self, path, overwrite=overwrite)

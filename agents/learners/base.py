@@ -152,11 +152,13 @@ class Learner(nn.Module, ABC):
         on_epoch: Callable[[FitResult], None] | None = None,
         measure: Callable[[Self], Mapping[str, float]] | None = None,
     ) -> FitResult:
-        """Learn, in place, and end with the best parameters that were found. Ctrl-C ends it early.
+        """Learn, in place, and end with the best parameters that were found.
 
         The best are those of the lowest training loss among all whose validation loss isn't worse than the lowest by more than
         chance; see `choice.py`. Where no parameters move the validation loss, the log and the result's `note` say so.
-        A loss or a step that isn't finite ends it, too; then the result's `stopped` is "diverged".
+
+        Ctrl-C ends it early, and so do SIGTERM and SIGHUP where nothing else handles them. A loss that isn't finite, or a step
+        to physics that are no numbers above 0, ends it, too; then the result's `stopped` is "diverged".
 
         Args:
             data: episodes to learn from.
@@ -175,6 +177,7 @@ class Learner(nn.Module, ABC):
                 episode is in both sets.
             ValueError: an optimizer that the learner has no use for; a folder that keeps another fit.
             FileExistsError: the folder keeps a fit already, and `resume` is false.
+            BlockingIOError: another fit writes to the folder at this moment.
         """
         chosen, told = options or self.defaults, [] if on_epoch is None else [on_epoch]
         with show_progress(f"{self.name}, {chosen.optimizer}", chosen.epochs, shown=progress_bar) as show:
@@ -279,10 +282,11 @@ class Learner(nn.Module, ABC):
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write a checkpoint (safetensors, with the settings as JSON inside), whole or not at all.
+        """Write a checkpoint (safetensors, with the settings as JSON inside), whole or not at all; equal ones as equal bytes.
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
+            CheckpointError: parameters are NaN or infinite, or physics that must be above 0 aren't.
         """
         save_learner(self, path, overwrite=overwrite)
 

@@ -98,13 +98,14 @@ class GradientDescent:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
         per_parameter: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.learner.trained_parameters().values())
+        parameters = dict(enumerate(self.learner.trained_parameters().values()))
         for name, value in state.items():
             if name == "diverged":
                 continue
             index, _, key = name.partition(".")
-            if value.ndim > 0 and value.shape != parameters[int(index)].shape:
-                raise ValueError(f"{name}: expected the shape {tuple(parameters[int(index)].shape)}, got {tuple(value.shape)}")
+            expected = parameters[int(index)].shape
+            if value.shape not in (expected, ()):
+                raise ValueError(f"{name}: expected the shape {tuple(expected)}, got {tuple(value.shape)}")
             per_parameter.setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": per_parameter})
         self.stopped = "diverged" if state["diverged"] else ""

@@ -213,6 +213,40 @@ def test_a_damaged_entry_is_refused(minari: Any, header: Any) -> None:
         from_minari("mine-v0")
 
 
+SPOILT = [
+    ("main_data.hdf5", lambda content: b""),
+    ("main_data.hdf5", lambda content: content[: len(content) // 2]),
+    ("main_data.hdf5", lambda content: b"x" * len(content)),
+    ("metadata.json", lambda content: changed(content, env_spec="{")),
+    ("metadata.json", lambda content: changed(content, observation_space="{")),
+    ("metadata.json", lambda content: changed(content, total_episodes=9)),
+    ("metadata.json", lambda content: changed(content, total_episodes="x")),
+    ("metadata.json", lambda content: changed(content, data_format="os")),
+    ("metadata.json", lambda content: b"[" * 100_000),
+]
+
+
+def changed(content: bytes, **changes: Any) -> bytes:
+    kept = json.loads(content)
+    kept.pop("dilqr_rl")  # so that Minari's own entries count
+    return json.dumps({**kept, **changes}).encode()
+
+
+@pytest.mark.filterwarnings("ignore")  # Minari's own, about what it doesn't understand
+@pytest.mark.parametrize(("name", "change"), SPOILT)
+def test_what_minari_stumbles_over_is_told_as_ours(minari: Any, tmp_path: Path, name: str, change: Any) -> None:
+    to_minari(demonstrations(), "pendulum/expert-v0")
+    (file,) = tmp_path.rglob(name)
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(DemonstrationsError, match=r"^dataset: expected .* got 'pendulum/expert-v0'"):
+        from_minari("pendulum/expert-v0")
+
+
+def test_what_minari_does_not_take_is_told_as_ours(minari: Any) -> None:
+    with pytest.raises(ValueError, match=r"dataset_id: Minari can't write 'expert-v0': TypeError: .*colour"):
+        to_minari(demonstrations(), "expert-v0", colour=1)
+
+
 @pytest.mark.parametrize("dataset_id", ["", "mine", "mine-v", "mine-0"])
 def test_an_id_without_a_version_is_refused(minari: Any, dataset_id: str) -> None:
     with pytest.raises(ValueError, match="dataset_id: expected a name with a version"):
