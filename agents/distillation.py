@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dilqr_rl.agents.planning_policy import PlanningPolicy
+from dilqr_rl.agents.soundness import guard
 from dilqr_rl.agents.terminal_value import TerminalValue
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
@@ -65,6 +66,7 @@ def fit_terminal_value(
     Raises:
         ValueError: the policy has no terminal value, or a cost map, for which further steps have no observation; no plan
             converged.
+        FloatingPointError: a step of the fit leads to NaN or infinity; it is not taken.
     """
     terminal = policy.problem.terminal_cost
     if not isinstance(terminal, TerminalValue):
@@ -86,22 +88,25 @@ def _fit(terminal: TerminalValue, targets: tuple[Tensor, Tensor, Tensor], settin
     terminal.network.requires_grad_()
     spread, spread_of_slopes = cost.std().clamp(min=1e-12), slope.std().clamp(min=1e-12)
     optimiser = torch.optim.Adam(parameters, settings.learning_rate)
+    guard(optimiser, terminal.network)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
     loss = torch.tensor(0.0)
-    for _ in range(settings.steps):
-        chosen = torch.randint(len(x), (settings.batch_size,), generator=generator).to(x.device)
-        value, dvalue_dx = _value_and_slope(terminal, x[chosen])
-        errors = (value - cost[chosen]) / spread, (dvalue_dx - slope[chosen]) / spread_of_slopes
-        loss = errors[0].square().mean() + errors[1].square().mean()
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimiser.step()
-        schedule.step()
-    optimiser.zero_grad()
-    for parameter, rested in zip(parameters, rests, strict=True):
-        parameter.requires_grad_(not rested)
+    try:
+        for _ in range(settings.steps):
+            chosen = torch.randint(len(x), (settings.batch_size,), generator=generator).to(x.device)
+            value, dvalue_dx = _value_and_slope(terminal, x[chosen])
+            errors = (value - cost[chosen]) / spread, (dvalue_dx - slope[chosen]) / spread_of_slopes
+            loss = errors[0].square().mean() + errors[1].square().mean()
+            gradients = torch.autograd.grad(loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+            schedule.step()
+    finally:
+        optimiser.zero_grad()
+        for parameter, rested in zip(parameters, rests, strict=True):
+            parameter.requires_grad_(not rested)
     return loss.item()
 
 

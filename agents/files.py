@@ -18,14 +18,20 @@ def check_can_write(path: str | Path, *, overwrite: bool) -> Path:
     Raises:
         FileExistsError: there is one already, and `overwrite` is false.
         FileNotFoundError: its folder doesn't exist.
+        IsADirectoryError: it is a folder itself.
+        PermissionError: nothing may be written to its folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected the name of a file, got a folder. Give a file in it.")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists already. Choose another name, or allow it to be overwritten (--overwrite, overwrite=True)."
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} doesn't exist. Make it first, or choose another.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: nothing may be written to the folder {path.parent}. Choose another.")
     return path
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dilqr_rl.agents.actor import ActorSettings, PlanningActor
 from dilqr_rl.agents.networks import Layers, critic_layers
 from dilqr_rl.agents.planning_policy import PlanningPolicy
-from dilqr_rl.agents.soundness import Guard
+from dilqr_rl.agents.soundness import guard
 from dilqr_rl.agents.spaces import state_part
 from dilqr_rl.tasks import ControlTask
 
@@ -44,9 +44,7 @@ class _OffPolicy(PlanningPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)  # type: ignore[misc]
         self.actor.optimizer = self._make_optimiser(self.actor, lr_schedule)
-        guard = Guard(self.critic.optimizer, self.critic)  # whose NaN would be the actor's next gradient
-        self.critic.optimizer.register_step_pre_hook(guard.before)
-        self.critic.optimizer.register_step_post_hook(guard.after)
+        guard(self.critic.optimizer, self.critic)  # whose NaN would be the actor's next gradient
 
     def features(self, observation: PyTorchObs) -> Tensor:
         """See `PlanningPolicy`."""

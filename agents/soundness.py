@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from dilqr_rl.agents.learnable import Positive, Share
 
-__all__ = ["Guard", "told", "unsound_values"]
+__all__ = ["Guard", "guard", "told", "unsound_values"]
 
 _Place = tuple[str, Callable[[], Tensor], bool]  # a name, the value as it is now, and whether it must be above 0
 
@@ -105,6 +105,13 @@ class Guard:
         for kept, parameter in zip(self._kept, self._parameters, strict=True):
             parameter.copy_(kept)
         raise FloatingPointError(_message(told(wrong) if wrong else "a step leads to NaN or infinity"))
+
+
+def guard(optimiser: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Have a `Guard` look at every step of an optimiser."""
+    watching = Guard(optimiser, module)
+    optimiser.register_step_pre_hook(watching.before)
+    optimiser.register_step_post_hook(watching.after)
 
 
 def _finite(tensors: list[Tensor]) -> bool:

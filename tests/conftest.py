@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Iterator
 
 # Before anything imports pygame, matplotlib or torch; processes that a test starts inherit it.
@@ -19,6 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.cache.mkdir("native_code")
     folder.chmod(0o700)  # whatever the umask: machine code isn't read from where others may write
     os.environ.setdefault("DILQR_CACHE_DIR", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def no_test_counts_what_another_compiled() -> None:
+    """Of a process that compiles much of one kind it is said, once, that none of it is freed."""
+    cache = sys.modules.get("dilqr_rl.native.cache")
+    if cache is not None:
+        cache._made.clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -102,7 +102,7 @@ class TrialFolder:
             return None
         try:
             record = Record(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise TrialsError(f"{file}: expected the record of a trial, found something else ({error}). Remove it.") from error
         if record.key != trial.key:
             raise TrialsError(f"{file}: expected the record of {trial.key}, found that of {record.key}. Remove it.")

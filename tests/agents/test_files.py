@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from learner_data import make, plans, quick
 
-from dilqr_rl.agents.files import write_whole
+from dilqr_rl.agents.files import check_can_write, write_whole
 from dilqr_rl.agents.tensor_files import parse_json
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
@@ -100,6 +100,19 @@ def test_it_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "replace", replaced)
     write_whole(path, content("seven b"), overwrite=True)
     assert events == [7, "name", "folder"]
+
+
+def test_a_folder_in_its_place_is_said_before_long_work(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path}: expected the name of a file, got a folder"):
+        check_can_write(tmp_path, overwrite=True)
+
+
+@posix
+@pytest.mark.skipif(hasattr(os, "getuid") and os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_said_before_long_work(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="nothing may be written to the folder"):
+        check_can_write(tmp_path / "file", overwrite=False)
 
 
 @posix

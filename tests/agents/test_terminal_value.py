@@ -183,6 +183,14 @@ def test_a_value_learnt_from_longer_plans_makes_a_short_plan_act_like_a_long_one
     assert not any(parameter.requires_grad for parameter in short.problem.parameters())
 
 
+def test_a_fit_that_leaves_the_numbers_ends_with_the_last_good_ones() -> None:
+    one, angles = policy(**LEARNT), np.linspace(-0.5, 0.5, 20)
+    seen = np.stack((np.cos(angles), np.sin(angles), 0 * angles), axis=-1)
+    with pytest.raises(FloatingPointError, match=r"training: .* The step was not taken"):
+        fit_terminal_value(one, seen, horizon=7, fit=TerminalFit(steps=50, learning_rate=1e200))
+    assert all(bool(parameter.isfinite().all()) for parameter in value_of(one).parameters())
+
+
 def test_a_cost_map_has_no_longer_plans() -> None:
     policy = MPCPolicy.for_env(gym.make("Pendulum-v1"), horizon=3, terminal_value=(4,), cost_map=CostMap(hidden=(4,)))
     with pytest.raises(ValueError, match="policy: expected one without a cost map"):
