@@ -16,16 +16,24 @@ def sections(table: str) -> list[str]:
     return [section.strip() for section in re.split(r"^(?=## [ER]\d)", table, flags=re.MULTILINE) if section.strip()]
 
 
-def main() -> None:
-    """Rewrite the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    for section in sections(results_table(ROOT / "results")):
+def updated(text: str, table: str) -> str:
+    """The page's text with the sections of a table in the places of the old ones.
+
+    Raises:
+        ValueError: the page hasn't such a place.
+    """
+    for section in sections(table):
         heading = section.partition("\n")[0]
         old = re.search(rf"^{re.escape(heading)}\n\n.*\n\n(\|.*\n)+", text, flags=re.MULTILINE)
         if old is None:
             raise ValueError(f"{PAGE}: expected the heading {heading!r}, a line and a table below it. Add them by hand first.")
         text = text[: old.start()] + section + "\n" + text[old.end() :]
-    PAGE.write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    """Rewrite the page."""
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), results_table(ROOT / "results")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dilqr_rl.experiments import Claim, Record, Trial
+from dilqr_rl.experiments import Claim, Record, Row, Trial
 
 title = "Squares"
 workers: int | None = None
@@ -26,8 +26,8 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     return [{"number": record.settings["number"], "square": record.result["square"]} for record in records]
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
-    return [Claim("The sum of squares |n|", "14", str(sum(record.result["square"] for record in records)), "reproduced")]
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    return [Claim("The sum of squares |n|", "14", str(sum(row["square"] for row in rows)), "reproduced")]
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:

@@ -44,16 +44,20 @@ class Reproduce:
     only: str = ""
     """Run only trials with this in their names."""
     report: bool = False
-    """Run nothing: the table and the figures from the results that are there."""
+    """Run nothing: the table and the figures from the trials that are there; without any, the table from results.csv."""
     redo: bool = False
     """Do trials again that are there with other settings."""
 
     def run(self) -> None:
         """Run what is missing, write the report and tell."""
-        from dilqr_rl.experiments import find_experiment, write_report
+        from dilqr_rl.experiments import find_experiment, renew_report, write_report
 
         experiment = find_experiment(self.name)
         trials, folder = experiment.trials(self.preset), self._folder()
+        if self.report and not any(folder.glob("trials/*.json")) and (folder / "results.csv").is_file():
+            _tell(experiment, renew_report(self.name, folder))
+            console.print(f"there are no trials in {folder}: told from its results.csv; the figures stay", soft_wrap=True)
+            return
         failures = {} if self.report else self._run(experiment, trials, folder).failures
         if not failures or any(folder.glob("trials/*.json")):
             _tell(experiment, write_report(self.name, trials, folder, self.preset))
@@ -148,4 +152,6 @@ def _tell(experiment: Experiment, report: Report) -> None:
     console.print(table)
     if report.missing:
         console.print(f"without results: {', '.join(report.missing)}", soft_wrap=True)
+    if report.dropped:
+        console.print(f"not in results.csv, and told no longer: {'; '.join(report.dropped)}", soft_wrap=True)
     console.print(f"written: {', '.join(str(file) for file in report.files)}", soft_wrap=True)

@@ -15,6 +15,7 @@ from dilqr_rl.experiments.accuracy import GRADIENTS, TIGHT, differences, fixed_p
 from dilqr_rl.experiments.experiment import Claim
 from dilqr_rl.experiments.figures import new_figure, save_figure
 from dilqr_rl.experiments.systems import closed_problem, linear_problem, linear_starts, problem, starts
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 
 __all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
@@ -34,6 +35,7 @@ SYSTEM_NAMES = {
 }
 _SIZES = {"smoke": ((8,), 4), "quick": ((8, 20), 20), "paper": ((8, 10, 20, 50), 50)}  # horizons, starts
 _DENSE_HORIZON = 4
+_DENSE = "implicit, against eq. 10"
 _SAME = 1e-6  # largest difference of a control at which two solves ended at the same local solution
 _KINK = 1e-5  # relative: where differences over h and h/2 are further apart, the solution has a kink between
 _NO_ERROR = 1e-9  # what is below is the error of the differences, or that of a gradient of zero
@@ -91,7 +93,7 @@ def _accuracy(settings: Mapping[str, Any]) -> dict[str, Any]:
     held = ((u <= tested.u_min) | (u >= tested.u_max))[:, :-1]  # the last control moves nothing
     return {
         "errors": errors,
-        "apart": int((~usable).sum()),
+        "apart": (~usable).tolist(),
         "held_controls": float(held.double().mean()),
         "held_starts": float(held.all(2).all(1).double().mean()),
         "iterations": solution.num_iterations.tolist(),
@@ -151,21 +153,31 @@ def _groups(tested: ControlProblem) -> dict[str, tuple[str, ...]]:
 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row for each system, horizon, group and method: the median and largest error over the starts."""
+    """A row for each gradient: of a system, horizon, group and start, every method's error and, if none, why it is left out."""
     found: list[dict[str, Any]] = []
     for record in _of_kind(records, "accuracy"):
-        where = {name: record.settings[name] for name in ("system", "horizon")}
-        for method, groups in record.result["errors"].items():
-            for group, errors in groups.items():
-                known = [error for error in errors if error is not None]
-                ends = {"median": median(known), "largest": max(known)} if known else {}
-                found.append({**where, "method": method, "group": group, **ends, "starts": len(known), "of": len(errors)})
+        found += _accuracy_rows(record)
     for record in _of_kind(records, "closed"):
         found += [{"system": "closed", "horizon": 1, **row} for row in record.result["closed"]]
     for record in _of_kind(records, "dense"):
-        where = {name: record.settings[name] for name in ("system", "horizon")}
-        found.append({**where, "method": "implicit, against eq. 10", "largest": record.result["dense_error"]})
+        found.append({**_where(record), "method": _DENSE, "largest": record.result["dense_error"]})
     return found
+
+
+def _accuracy_rows(record: Record) -> list[dict[str, Any]]:
+    """The errors with the three digits that anybody could want of them; and what is held, in a row of its own."""
+    found: list[dict[str, Any]] = []
+    for group in GROUPS:
+        for start, apart in enumerate(record.result["apart"]):
+            errors = {method: groups[group][start] for method, groups in record.result["errors"].items()}
+            known = {method: float(f"{error:.2e}") for method, error in errors.items() if error is not None}
+            reason = {} if known else {"left_out": "apart" if apart else "kink"}
+            found.append({**_where(record), "group": group, "start": start, **known, **reason})
+    return [*found, {**_where(record), **{name: record.result[name] for name in ("held_controls", "held_starts")}}]
+
+
+def _where(record: Record) -> dict[str, Any]:
+    return {name: record.settings[name] for name in ("system", "horizon")}
 
 
 def _of_kind(records: Sequence[Record], kind: str) -> list[Record]:
@@ -206,11 +218,11 @@ def _draw_panel(panel: Any, record: Record) -> None:
     panel.grid(alpha=0.3, axis="y")
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """What is published on accuracy, and what came out."""
-    found = [_implicit_claim(records), *_diffmpc_claims(records), _unroll_claim(records), *_closed_claims(records)]
-    found.append(_held_claim(records))
-    dense = [record.result["dense_error"] for record in _of_kind(records, "dense")]
+    found = [_implicit_claim(rows), *_diffmpc_claims(rows), _unroll_claim(rows), *_closed_claims(rows)]
+    found.append(_held_claim(rows))
+    dense = [row["largest"] for row in rows if row.get("method") == _DENSE]
     if dense:
         text = f"largest difference between the two {max(dense):.0e}, relative, over {len(dense)} systems, T = {_DENSE_HORIZON}"
         verdict = "reproduced" if max(dense) < 1e-9 else "not reproduced"
@@ -218,15 +230,15 @@ def claims(records: Sequence[Record]) -> list[Claim]:
     return [claim for claim in found if claim is not None]
 
 
-def _implicit_claim(records: Sequence[Record]) -> Claim | None:
-    errors, total = _errors(records, "implicit"), 0
+def _implicit_claim(rows: Sequence[Row]) -> Claim | None:
+    errors = _errors(rows, "implicit")
     if not errors:
         return None
-    for record in _of_kind(records, "accuracy"):
-        total += sum(len(errors) for errors in record.result["errors"]["implicit"].values())
+    kinks, apart = (sum(row.get("left_out") == reason for row in rows) for reason in ("kink", "apart"))
     ours = (
         f"relative error {median(errors):.0e} in the median, {max(errors):.0e} at most, over {len(errors)} gradients; at "
-        f"{total - len(errors)} more the solution has a kink. The differences' own: {max(_errors(records, 'differences')):.0e}"
+        f"{kinks} more the solution has a kink, at {apart} the methods ended apart or a neighbour didn't converge. The "
+        f"differences' own: {max(_errors(rows, 'differences')):.0e}"
     )
     verdict = "reproduced" if max(errors) < _KINK else "not reproduced"
     return Claim(
@@ -234,10 +246,10 @@ def _implicit_claim(records: Sequence[Record]) -> Claim | None:
     )
 
 
-def _diffmpc_claims(records: Sequence[Record]) -> list[Claim | None]:
+def _diffmpc_claims(rows: Sequence[Row]) -> list[Claim | None]:
     """Where the published formula leaves the dynamics' curvature out."""
     upright, swinging = ("pendulum-upright",), ("cartpole", "cartpole-upright", "pendulum")
-    linear = _errors(records, "diffmpc", ("linear",))
+    linear = _errors(rows, "diffmpc", ("linear",))
     exact = (
         Claim(
             "DiffMPC's formula is exact where the dynamics are linear",
@@ -249,20 +261,20 @@ def _diffmpc_claims(records: Sequence[Record]) -> list[Claim | None]:
         else None
     )
     return [
-        _spread_claim(records, "DiffMPC's formula errs on the pendulum near upright", "1e-4", upright, (1e-5, 1e-3)),
-        _spread_claim(records, "DiffMPC's formula errs on the cart-pole", "2.5 to 19 %", swinging[:2], (0.025, 0.19)),
-        _spread_claim(records, "DiffMPC's formula errs on the pendulum, published starts", "-", swinging[2:], (0.0, 0.0)),
+        _spread_claim(rows, "DiffMPC's formula errs on the pendulum near upright", "1e-4", upright, (1e-5, 1e-3)),
+        _spread_claim(rows, "DiffMPC's formula errs on the cart-pole", "2.5 to 19 %", swinging[:2], (0.025, 0.19)),
+        _spread_claim(rows, "DiffMPC's formula errs on the pendulum, published starts", "-", swinging[2:], (0.0, 0.0)),
         exact,
     ]
 
 
 def _spread_claim(
-    records: Sequence[Record], text: str, published: str, systems: tuple[str, ...], usual: tuple[float, float]
+    rows: Sequence[Row], text: str, published: str, systems: tuple[str, ...], usual: tuple[float, float]
 ) -> Claim | None:
     """The errors of the gradients that aren't zero; reproduced if the first system's median is a usual one."""
     told, medians = [], []
     for system in systems:
-        errors = [error for error in _errors(records, "diffmpc", (system,)) if error > _NO_ERROR]
+        errors = [error for error in _errors(rows, "diffmpc", (system,)) if error > _NO_ERROR]
         if errors:
             tenths = quantiles(errors, n=10) if len(errors) > 1 else errors * 9
             told.append(f"{SYSTEM_NAMES[system]}: {_share(tenths[0])} to {_share(tenths[8])} (median {_share(median(errors))})")
@@ -280,8 +292,12 @@ def _share(error: float) -> str:
     return f"{error:.0e}" if error < 0.01 else f"{100 * error:.1f} %" if error < 0.1 else f"{100 * error:.0f} %"
 
 
-def _unroll_claim(records: Sequence[Record]) -> Claim | None:
-    worst = {record.key: max(_errors([record], "unroll"), default=0.0) for record in _of_kind(records, "accuracy")}
+def _unroll_claim(rows: Sequence[Row]) -> Claim | None:
+    worst: dict[str, float] = {}
+    for row in rows:
+        if row.get("unroll") is not None:
+            key = f"{row['system']}-t{row['horizon']}"
+            worst[key] = max(worst.get(key, 0.0), row["unroll"])
     if not worst:
         return None
     wrong = [f"{key} (up to {error:.0e})" for key, error in worst.items() if error > _KINK]
@@ -290,18 +306,18 @@ def _unroll_claim(records: Sequence[Record]) -> Claim | None:
     return Claim("The gradient through the unrolled iterations is exact at convergence", "-", ours, "new")
 
 
-def _held_claim(records: Sequence[Record]) -> Claim | None:
+def _held_claim(rows: Sequence[Row]) -> Claim | None:
     told = [
-        f"T = {record.settings['horizon']}: {_share(record.result['held_controls'])} and {_share(record.result['held_starts'])}"
-        for record in sorted(_of_kind(records, "accuracy"), key=lambda record: record.settings["horizon"])
-        if record.settings["system"] == "pendulum"
+        f"T = {row['horizon']}: {_share(row['held_controls'])} and {_share(row['held_starts'])}"
+        for row in sorted(rows, key=lambda row: row["horizon"])
+        if row["system"] == "pendulum" and row.get("held_controls") is not None
     ]
     claim = "Pendulum: the share of controls at a bound, and of starts where all of them are, so that physics move none"
     return Claim(claim, "-", "; ".join(told), "new") if told else None
 
 
-def _closed_claims(records: Sequence[Record]) -> list[Claim]:
-    found = [row for record in _of_kind(records, "closed") for row in record.result["closed"]]
+def _closed_claims(rows: Sequence[Row]) -> list[Claim]:
+    found = [row for row in rows if row["system"] == "closed"]
     if not found:
         return []
     digits = all(
@@ -325,12 +341,5 @@ def _closed_claims(records: Sequence[Record]) -> list[Claim]:
     ]
 
 
-def _errors(records: Sequence[Record], method: str, systems: Sequence[str] = ()) -> list[float]:
-    return [
-        error
-        for record in _of_kind(records, "accuracy")
-        if not systems or record.settings["system"] in systems
-        for errors in record.result["errors"][method].values()
-        for error in errors
-        if error is not None
-    ]
+def _errors(rows: Sequence[Row], method: str, systems: Sequence[str] = ()) -> list[float]:
+    return [row[method] for row in rows if row.get(method) is not None and (not systems or row["system"] in systems)]

@@ -26,6 +26,7 @@ from dilqr_rl import ILQR, ILQROptions
 from dilqr_rl.experiments.experiment import Claim
 from dilqr_rl.experiments.figures import new_figure, save_figure
 from dilqr_rl.experiments.systems import problem, starts
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 
 __all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
@@ -47,10 +48,11 @@ _PUBLISHED = {
     50: (1.41, 21.0),
     300: (8.57, 128.0),
 }  # [DiLQR] Fig. 2, T = 10: seconds unrolled, and how many times the implicit's
+_PEER = "mpc.pytorch"
 _LOOKS = {
     "native": ("tab:blue", "implicit, native"),
     "torch": ("tab:orange", "implicit, torch"),
-    "mpc.pytorch": ("tab:green", "mpc.pytorch"),
+    _PEER: ("tab:green", _PEER),
 }
 
 
@@ -141,7 +143,7 @@ def _peak() -> int:
 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row for each trial, and for each figure of mpc.pytorch."""
+    """A row for each trial, and for each figure of mpc.pytorch, with the run of `dilqr bench` that it comes from."""
     found = []
     for record in records:
         iterations = record.result["iterations"]
@@ -159,8 +161,7 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "repeats": len(record.result["forward_seconds"]),
             }
         )
-    horizons = sorted({record.settings["horizon"] for record in records})
-    return found + [{"method": "mpc.pytorch", "horizon": T, **row} for T in horizons for row in _mpc_pytorch(T)]
+    return found + _mpc_pytorch(sorted({record.settings["horizon"] for record in records}))
 
 
 def _seconds(record: Record, part: str) -> float:
@@ -168,106 +169,119 @@ def _seconds(record: Record, part: str) -> float:
     return float(min(record.result[f"{part}_seconds"]))
 
 
-def _mpc_pytorch(horizon: int) -> list[dict[str, Any]]:
-    """What `dilqr bench` has measured of mpc.pytorch on 20 pendulums, with our own beside it in the same run; [] if nothing."""
+def _mpc_pytorch(horizons: Sequence[int]) -> list[dict[str, Any]]:
+    """What one run of `dilqr bench` has measured of mpc.pytorch on 20 pendulums, with our own beside it; [] if nothing."""
     folder = Path(dilqr_rl.__file__).resolve().parents[1] / "benchmarks" / "results"
-    for name in ("e2.json", "bench.json"):
+    for name in ("bench.json", "e2.json"):  # the full run, and the one with --e2
         try:
             cells = json.loads((folder / name).read_text(encoding="utf-8"))["cells"]
-            theirs, ours = (cells[f"{solver} | pendulum | T={horizon} | B=20"] for solver in ("mpc.pytorch", "native"))
-            times = {f"{part}_ms": 1e3 * min(theirs[f"{part}_seconds"]) for part in _PARTS}
-            ratio = min(theirs["backward_seconds"]) / min(ours["backward_seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        iterations = theirs.get("iterations", {})
-        return [
-            {
-                "batch": 20,
-                **{to: iterations[of] for to, of in (("iterations", "median"), ("most", "most")) if of in iterations},
-                **times,
-                "memory_MB": theirs["memory_bytes"] / 1e6,
-                "repeats": len(theirs["forward_seconds"]),
-                "times_native_backward": ratio,
-            }
-        ]
+        found = [row for T in horizons if (row := _peer_row(cells, T, name))]
+        if found:
+            return found
     return []
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
+def _peer_row(cells: Mapping[str, Any], horizon: int, file: str) -> dict[str, Any] | None:
+    """One cell beside ours of the same file."""
+    try:
+        theirs, ours = (cells[f"{solver} | pendulum | T={horizon} | B=20"] for solver in ("mpc.pytorch", "native"))
+        times = {f"{part}_ms": 1e3 * min(theirs[f"{part}_seconds"]) for part in _PARTS}
+        ratio = min(theirs["backward_seconds"]) / min(ours["backward_seconds"])
+        run = f"{file}, {theirs['time'].partition(' ')[0]}"
+    except (KeyError, TypeError, ValueError):  # not measured: no such cell, or one without times
+        return None
+    iterations = theirs.get("iterations", {})
+    return {
+        "method": _PEER,
+        "horizon": horizon,
+        "batch": 20,
+        **{to: iterations[of] for to, of in (("iterations", "median"), ("most", "most")) if of in iterations},
+        **times,
+        "memory_MB": theirs["memory_bytes"] / 1e6,
+        "repeats": len(theirs["forward_seconds"]),
+        "times_native_backward": ratio,
+        "run": run,
+    }
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """What is published on time and memory, and what came out at the smallest horizon, and at all of them."""
     found = []
-    horizons = sorted({record.settings["horizon"] for record in records})
+    horizons = sorted({row["horizon"] for row in rows})
     for n, (seconds, times) in _PUBLISHED.items():
-        told = [text for T in horizons if (text := _ratio(records, T, n, "backward"))]
+        told = [text for T in horizons if (text := _ratio(rows, T, n, "backward"))]
         published = f"[DiLQR] Fig. 2: {times:g} times faster at T = 10 (unrolled {seconds:g} s)"
-        found.append(_compared(f"Backward against {n} unrolled iterations", published, told, records, (n, times)))
-    told = [text for T in horizons if (text := _ratio(records, T, None, "backward"))]
-    found.append(_compared("Backward against as many unrolled iterations as convergence needs", "-", told, records, None))
-    found.append(_memory_claim(records, horizons))
+        found.append(_compared(f"Backward against {n} unrolled iterations", published, told, rows, (n, times)))
+    told = [text for T in horizons if (text := _ratio(rows, T, None, "backward"))]
+    found.append(_compared("Backward against as many unrolled iterations as convergence needs", "-", told, rows, None))
+    found.append(_memory_claim(rows, horizons))
+    return [*found, _peer_claim(rows)]
+
+
+def _peer_claim(rows: Sequence[Row]) -> Claim:
+    """mpc.pytorch beside our native path in the same run of `dilqr bench`, which isn't that of the rows above."""
+    theirs = [row for row in rows if row["method"] == _PEER]
     told = [
-        f"T = {T}: backward {row['backward_ms']:.1f} ms, {row['times_native_backward']:.0f} times our native"
-        for T in horizons
-        for row in _mpc_pytorch(T)
+        f"T = {row['horizon']}: backward {row['backward_ms']:.1f} ms, {row['times_native_backward']:.0f} times our native"
+        for row in theirs
     ]
-    found.append(
-        _compared("mpc.pytorch's backward, whose formula leaves the dynamics' curvature out", "-", told, records, None)
-    )
-    return found
+    runs = ", ".join(dict.fromkeys(row["run"] for row in theirs))
+    name = "mpc.pytorch's backward, whose formula leaves the dynamics' curvature out"
+    claim = f"{name}; both from a run of `dilqr bench` ({runs})" if told else name
+    return _compared(claim, "-", told, rows, None)
 
 
-def _compared(
-    claim: str, published: str, told: list[str], records: Sequence[Record], figure: tuple[int, float] | None
-) -> Claim:
+def _compared(claim: str, published: str, told: list[str], rows: Sequence[Row], figure: tuple[int, float] | None) -> Claim:
     """A claim with its verdict: a ratio is reproduced where ours, both by torch, is at least as large at T = 10."""
     if not told:
         return Claim(claim, published, "-", "not measured")
     verdict = "new" if published == "-" else "reproduced"
     if figure is not None:
-        torch_, unrolled = _find(records, 10, "torch", None), _find(records, 10, "unrolled", figure[0])
+        torch_, unrolled = _find(rows, 10, "torch", None), _find(rows, 10, "unrolled", figure[0])
         if torch_ is None or unrolled is None:
             verdict = "not measured"
-        elif _seconds(unrolled, "backward") / _seconds(torch_, "backward") < figure[1]:
+        elif unrolled["backward_ms"] / torch_["backward_ms"] < figure[1]:
             verdict = "not reproduced"
     return Claim(claim, published, "; ".join(told), verdict)
 
 
-def _find(records: Sequence[Record], horizon: int, method: str, iterations: int | None) -> Record | None:
-    wanted = {"horizon": horizon, "method": method, "iterations": iterations}
-    return next((record for record in records if wanted.items() <= record.settings.items()), None)
+def _find(rows: Sequence[Row], horizon: int, method: str, iterations: int | None) -> Row | None:
+    wanted = (horizon, method, iterations)
+    return next((row for row in rows if (row["horizon"], row["method"], row.get("asked")) == wanted), None)
 
 
-def _ratio(records: Sequence[Record], horizon: int, iterations: int | None, part: str) -> str:
-    unrolled, torch_ = _find(records, horizon, "unrolled", iterations), _find(records, horizon, "torch", None)
-    native = _find(records, horizon, "native", None)
+def _ratio(rows: Sequence[Row], horizon: int, iterations: int | None, part: str) -> str:
+    unrolled, torch_ = _find(rows, horizon, "unrolled", iterations), _find(rows, horizon, "torch", None)
+    native = _find(rows, horizon, "native", None)
     if unrolled is None or torch_ is None or native is None:
         return ""
-    times = [_seconds(unrolled, part) / _seconds(record, part) for record in (torch_, native)]
-    took = "" if iterations is not None else f" ({max(unrolled.result['iterations'])} at most)"
-    seconds = f"unrolled {_seconds(unrolled, part):.2g} s"
+    times = [unrolled[f"{part}_ms"] / row[f"{part}_ms"] for row in (torch_, native)]
+    took = "" if iterations is not None else f" ({unrolled['most']} at most)"
+    seconds = f"unrolled {unrolled[f'{part}_ms'] / 1e3:.2g} s"
     return f"T = {horizon}{took}: {seconds}, {times[0]:.0f} times our torch, {times[1]:.0f} times our native"
 
 
-def _memory_claim(records: Sequence[Record], horizons: Sequence[int]) -> Claim:
+def _memory_claim(rows: Sequence[Row], horizons: Sequence[int]) -> Claim:
     """Reproduced where the implicit gradients need less than the fewest unrolled iterations, at every horizon."""
     claim, published = "Memory doesn't grow with the iterations", "[DiLQR] 4, not measured"
-    told = [found for T in horizons if (found := _memory(records, T))]
+    told = [found for T in horizons if (found := _memory(rows, T))]
     if not told:
         return Claim(claim, published, "-", "not measured")
     verdict = "reproduced" if all(less for _, less in told) else "not reproduced"
     return Claim(claim, published, "; ".join(text for text, _ in told), verdict)
 
 
-def _memory(records: Sequence[Record], horizon: int) -> tuple[str, bool] | None:
+def _memory(rows: Sequence[Row], horizon: int) -> tuple[str, bool] | None:
     """What is needed at a horizon, in words, and whether the implicit gradients need the least."""
-    unrolled = [r for r in records if r.settings["horizon"] == horizon and r.settings["iterations"] is not None]
-    implicit = [record for name in ("torch", "native") if (record := _find(records, horizon, name, None)) is not None]
+    unrolled = [row for row in rows if row["horizon"] == horizon and row.get("asked") is not None]
+    implicit = [row for name in ("torch", "native") if (row := _find(rows, horizon, name, None)) is not None]
     if not unrolled or len(implicit) < 2:
         return None
-    most = max(unrolled, key=lambda record: record.settings["iterations"])
-    sizes = [record.result["memory_bytes"] / 1e6 for record in (most, *implicit)]
-    count = most.settings["iterations"]
-    least = min(record.result["memory_bytes"] for record in unrolled)
-    less = all(record.result["memory_bytes"] < least for record in implicit)
+    most = max(unrolled, key=lambda row: int(row["asked"]))
+    count, sizes = most["asked"], [row["memory_MB"] for row in (most, *implicit)]
+    less = all(row["memory_MB"] < min(other["memory_MB"] for other in unrolled) for row in implicit)
     text = f"T = {horizon}: {count} unrolled {sizes[0]:.0f} MB, torch {sizes[1]:.0f} MB, native {sizes[2]:.0f} MB"
     return text, less
 
@@ -292,8 +306,8 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
 
 def _draw_times(panel: Any, records: Sequence[Record], horizon: int) -> None:
     levels = {r.settings["method"]: {p: _seconds(r, p) for p in _PARTS} for r in records if r.settings["method"] in _LOOKS}
-    for row in _mpc_pytorch(horizon):
-        levels["mpc.pytorch"] = {part: row[f"{part}_ms"] / 1e3 for part in _PARTS}
+    for row in _mpc_pytorch([horizon]):
+        levels[_PEER] = {part: row[f"{part}_ms"] / 1e3 for part in _PARTS}
     fixed, needed = _unrolled(records)
     for part, style in _STYLES.items():
         for marker, group, label in (("o" + style, fixed, "unrolled"), ("*", needed, "unrolled, as needed")):

@@ -17,6 +17,7 @@ from dilqr_rl.agents.learners import LinearLearner
 from dilqr_rl.experiments.experiment import Claim
 from dilqr_rl.experiments.figures import new_figure, save_figure
 from dilqr_rl.experiments.systems import linear_problem, linear_starts
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 from dilqr_rl.solution import Solution
 from dilqr_rl.tasks import ControlTask
@@ -139,18 +140,18 @@ def _curve(result: FitResult, steps_per_epoch: int) -> dict[str, list[float]]:
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """A row for each trial."""
     names = ("start_loss", "imitation_loss", "model_loss", "best_step", "fit_seconds")
-    return [{**r.settings, **{name: r.result[name] for name in names}, "solved": _solved(r)} for r in records]
+    return [{**r.settings, **{name: r.result[name] for name in names}, "solved": _solved(r.result)} for r in records]
 
 
-def _solved(record: Record, share: float = _SOLVED) -> bool:
-    return bool(record.result["imitation_loss"] < share * record.result["start_loss"])
+def _solved(row: Row, share: float = _SOLVED) -> bool:
+    return bool(row["imitation_loss"] < share * row["start_loss"])
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """How many trials reach zero, by the published optimiser and by ours, and whether A and B are found with it."""
     found = []
     for method, (_, _, _, label) in _METHODS.items():
-        mine = _of(records, method)
+        mine = [row for row in rows if row["method"] == method]
         if not mine:
             continue
         published = "[DiffMPC] 5.2: half of 8, the others stick in local minima" if method == "rmsprop" else "-"
@@ -161,25 +162,26 @@ def claims(records: Sequence[Record]) -> list[Claim]:
                 f"Trials that reach zero imitation loss: {label}", published, _told(mine), usual if published != "-" else "new"
             )
         )
-    return [*found, *_model_claims(records)]
+    return [*found, *_model_claims(rows)]
 
 
-def _told(records: Sequence[Record]) -> str:
-    """How many reach zero for each expert, how many of them exactly, and after how many steps and seconds."""
-    experts = sorted({record.settings["expert"] for record in records})
-    counts = [[_solved(r) for r in records if r.settings["expert"] == expert] for expert in experts]
+def _told(rows: Sequence[Row]) -> str:
+    """How many reach zero for each expert; how many of these exactly, and after how many steps and seconds these do."""
+    experts = sorted({row["expert"] for row in rows})
+    counts = [[_solved(row) for row in rows if row["expert"] == expert] for expert in experts]
     told = ", ".join(f"{sum(solved)} of {len(solved)}" for solved in counts)
-    good = [record for record in records if _solved(record)]
+    good = [row for row in rows if _solved(row)]
     if not good:
         return told
-    exact = sum(_solved(record, _EXACT) for record in good)
-    steps, seconds = (median(record.result[name] for record in good) for name in ("best_step", "fit_seconds"))
+    exact = sum(_solved(row, _EXACT) for row in good)
+    steps, seconds = (median(row[name] for row in good) for name in ("best_step", "fit_seconds"))
     several = " (experts 1, 2, ...)" if len(experts) > 1 else ""
-    return f"{told}{several}; {exact} of them below 1e-10 of the start; median {steps:.0f} steps, {seconds:.1f} s"
+    which = f"; of these {len(good)}, {exact} below 1e-10 of the start, median {steps:.0f} steps, {seconds:.1f} s"
+    return f"{told}{several}{which}"
 
 
-def _model_claims(records: Sequence[Record]) -> list[Claim]:
-    solved, stuck = ([r.result["model_loss"] for r in records if _solved(r) is good] for good in (True, False))
+def _model_claims(rows: Sequence[Row]) -> list[Claim]:
+    solved, stuck = ([row["model_loss"] for row in rows if _solved(row) is good] for good in (True, False))
     if not solved:
         return []
     others = f"; where it sticks {median(stuck):.2g}, at least {min(stuck):.2g}" if stuck else ""

@@ -11,6 +11,7 @@ from dilqr_rl.experiments.experiment import Claim
 from dilqr_rl.experiments.figures import new_figure, save_figure
 from dilqr_rl.experiments.imitation import expert_plans, fit_options, fit_summary, make_learner
 from dilqr_rl.experiments.systems import SYSTEMS
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 
 __all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
@@ -110,12 +111,12 @@ def _draw_losses(records: Sequence[Record], folder: Path) -> Path | None:
     sizes = sorted({record.settings["size"] for record in records})
     if not records:
         return None
-    figure = new_figure(3.6 * len(sizes) + 1, 3.4 * len(systems) + 0.6)
+    found, figure = rows(records), new_figure(3.6 * len(sizes) + 1, 3.4 * len(systems) + 0.6)
     panels = figure.subplots(len(systems), len(sizes), squeeze=False, sharey="row")
     for row, system in zip(panels, systems, strict=True):
         for panel, size in zip(row, sizes, strict=True):
             for place, way in enumerate(_ways()):
-                losses = _losses(records, system, way, size)
+                losses = _losses(found, system, way, size)
                 if losses:
                     colour = {"adam": "black", "rmsprop": "tab:orange", "lm": "tab:blue"}[way[1]]
                     panel.plot([place] * len(losses), losses, "_", color=colour, ms=9, alpha=0.5, mew=1.5)
@@ -154,26 +155,26 @@ def _draw_curves(records: Sequence[Record], folder: Path) -> Path | None:
     return save_figure(figure, folder / "optimisers.png")
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """The papers' claims on imitation, and what this library adds."""
     found: list[Claim | None] = []
     for system, published in (("pendulum", "1e6"), ("cartpole", "1e4")):
-        found.append(_ratio_claim(records, system, ("dx", "rmsprop"), f"[DiLQR] 5.2: {published}", float(published)))
-        found.append(_ratio_claim(records, system, ("dx", "lm"), "-", float(published)))
-        found.append(_ratio_claim(records, system, ("cost", "rmsprop"), "[DiLQR] 5.2: dozens", 24.0))
-        found.append(_ratio_claim(records, system, ("cost", "lm"), "-", 100.0))
-        found.append(_solved_claim(records, system))
-        found.append(_sysid_claim(records, system))
-        found.append(_gradient_claim(records, system))
-    return [claim for claim in (*found, _impossible_claim(records), _time_claim(records)) if claim is not None]
+        found.append(_ratio_claim(rows, system, ("dx", "rmsprop"), f"[DiLQR] 5.2: {published}", float(published)))
+        found.append(_ratio_claim(rows, system, ("dx", "lm"), "-", float(published)))
+        found.append(_ratio_claim(rows, system, ("cost", "rmsprop"), "[DiLQR] 5.2: dozens", 24.0))
+        found.append(_ratio_claim(rows, system, ("cost", "lm"), "-", 100.0))
+        found.append(_solved_claim(rows, system))
+        found.append(_sysid_claim(rows, system))
+        found.append(_gradient_claim(rows, system))
+    return [claim for claim in (*found, _impossible_claim(rows), _time_claim(rows)) if claim is not None]
 
 
-def _ratio_claim(records: Sequence[Record], system: str, way: tuple[str, str], published: str, wanted: float) -> Claim | None:
+def _ratio_claim(rows: Sequence[Row], system: str, way: tuple[str, str], published: str, wanted: float) -> Claim | None:
     """How far below the network's a method's test loss is: the ratio of the medians over seeds, at each training size."""
     told, ratios, (method, optimizer) = [], [], way
-    for size in sorted({record.settings["size"] for record in records}):
-        network = _losses(records, system, ("nn", "adam", ""), size)
-        planner = _losses(records, system, (method, optimizer, "implicit"), size)
+    for size in sorted({row["size"] for row in rows}):
+        network = _losses(rows, system, ("nn", "adam", ""), size)
+        planner = _losses(rows, system, (method, optimizer, "implicit"), size)
         if network and planner:
             ratios.append(median(network) / median(planner))
             spread = f"{median(planner):.0e}, worst seed {max(planner):.0e}; nn {median(network):.1g}, best {min(network):.1g}"
@@ -181,41 +182,43 @@ def _ratio_claim(records: Sequence[Record], system: str, way: tuple[str, str], p
     if not told:
         return None
     verdict = "reproduced" if min(ratios) >= wanted else "partly" if max(ratios) >= wanted else "not reproduced"
-    if verdict == "reproduced" and _network_still_learns(records, system) and min(ratios) < 1000 * wanted:
+    if verdict == "reproduced" and _network_still_learns(rows, system) and min(ratios) < 1000 * wanted:
         verdict = "partly"  # longer training might close the gap
     name = {"rmsprop": "RMSprop", "lm": "scan and Levenberg-Marquardt"}[optimizer]
-    claim = f"{method} by {name} imitates better than nn ({_network_epochs(records)}) by a factor of, {_SYSTEMS[system]}"
+    claim = f"{method} by {name} imitates better than nn ({_network_epochs(rows)}) by a factor of, {_SYSTEMS[system]}"
     return Claim(claim, published, "; ".join(told), "new" if published == "-" else verdict)
 
 
-def _network_epochs(records: Sequence[Record]) -> str:
-    epochs = max((record.result["epochs"] for record in records if record.settings["method"] == "nn"), default=0)
-    return f"the best of {epochs} epochs, the papers' 10,000"
+def _network_epochs(rows: Sequence[Row]) -> str:
+    """How long the networks were trained, whatever they were asked for."""
+    epochs = [row["epochs"] for row in rows if row["method"] == "nn"]
+    least, most = min(epochs, default=0), max(epochs, default=0)
+    return f"the best of {most if least == most else f'{least} to {most}'} epochs, the papers' 10,000"
 
 
-def _network_still_learns(records: Sequence[Record], system: str) -> bool:
+def _network_still_learns(rows: Sequence[Row], system: str) -> bool:
     """Whether the best epochs of most networks are among the last tenth."""
-    networks = [r.result for r in records if (r.settings["method"], r.settings["system"]) == ("nn", system)]
-    return sum(result["best_epoch"] > 0.9 * result["epochs"] for result in networks) > len(networks) / 2
+    networks = [row for row in rows if (row["method"], row["system"]) == ("nn", system)]
+    return sum(row["best_epoch"] > 0.9 * row["epochs"] for row in networks) > len(networks) / 2
 
 
-def _solved_claim(records: Sequence[Record], system: str) -> Claim | None:
+def _solved_claim(rows: Sequence[Row], system: str) -> Claim | None:
     """How many fits reproduce the expert, after restarts, with each gradient."""
     told = []
     for method in ("dx", "cost", "cost_dx"):
         for gradient in ("implicit", "diffmpc"):
-            losses = _all_losses(records, system, (method, "lm", gradient))
+            losses = _all_losses(rows, system, (method, "lm", gradient))
             if losses:
                 told.append(f"{method}, {gradient}: {sum(loss < _REPRODUCED for loss in losses)} of {len(losses)}")
     claim = f"Fits by Levenberg-Marquardt, up to 7 restarts, with a test loss below {_REPRODUCED:g}, {_SYSTEMS[system]}"
     return Claim(claim, "-", "; ".join(told), "new") if told else None
 
 
-def _sysid_claim(records: Sequence[Record], system: str) -> Claim | None:
+def _sysid_claim(rows: Sequence[Row], system: str) -> Claim | None:
     told, ratios = [], {}
     for optimizer in ("rmsprop", "lm"):
-        seen = _all_losses(records, system, ("sysid", optimizer, ""))
-        unseen = _all_losses(records, system, ("dx", optimizer, "implicit"))
+        seen = _all_losses(rows, system, ("sysid", optimizer, ""))
+        unseen = _all_losses(rows, system, ("dx", optimizer, "implicit"))
         if seen and unseen:
             told.append(f"{optimizer}: dx {median(unseen):.1e}, sysid {median(seen):.1e}")
             ratios[optimizer] = median(unseen) / median(seen)
@@ -226,30 +229,30 @@ def _sysid_claim(records: Sequence[Record], system: str) -> Claim | None:
     return Claim(claim, "[DiffMPC] 5.3", "; ".join(told), verdict)
 
 
-def _gradient_claim(records: Sequence[Record], system: str) -> Claim | None:
+def _gradient_claim(rows: Sequence[Row], system: str) -> Claim | None:
     told = []
     for method in _PLANNERS:
         for optimizer in ("rmsprop", "lm"):
-            pair = [_all_losses(records, system, (method, optimizer, gradient)) for gradient in ("implicit", "diffmpc")]
+            pair = [_all_losses(rows, system, (method, optimizer, gradient)) for gradient in ("implicit", "diffmpc")]
             if all(pair):
                 told.append(f"{method}, {optimizer}: {median(pair[0]):.1e} and {median(pair[1]):.1e}")
     claim = f"Test loss with the implicit gradient and with DiffMPC's, medians over sizes and seeds, {_SYSTEMS[system]}"
     return Claim(claim, "-", "; ".join(told), "new") if told else None
 
 
-def _impossible_claim(records: Sequence[Record]) -> Claim | None:
-    planners = [record for record in records if record.settings["method"] != "nn"]
-    wrong = sum(record.result["impossible"] for record in planners)
+def _impossible_claim(rows: Sequence[Row]) -> Claim | None:
+    planners = [row for row in rows if row["method"] != "nn"]
+    wrong = sum(row["impossible"] for row in planners)
     ours = f"{wrong} of {len(planners)}, by construction; E5 has learners without it"
     return Claim("Runs that end with a mass, length or weight that isn't positive", "-", ours, "new") if planners else None
 
 
-def _time_claim(records: Sequence[Record]) -> Claim | None:
+def _time_claim(rows: Sequence[Row]) -> Claim | None:
     told, longest = [], 0.0
     for system in _SYSTEMS:
         for optimizer in ("rmsprop", "lm"):
             wanted = {"system": system, "method": "dx", "optimizer": optimizer, "size": 50}
-            seconds = [r.result["fit_seconds"] for r in records if wanted.items() <= r.settings.items()]
+            seconds = [row["fit_seconds"] for row in rows if wanted.items() <= row.items()]
             if seconds:
                 told.append(f"{_SYSTEMS[system]}, {optimizer}: {median(seconds):.1f} s (most {max(seconds):.1f} s)")
                 longest = max(longest, *seconds)
@@ -258,19 +261,14 @@ def _time_claim(records: Sequence[Record]) -> Claim | None:
     return Claim(claim, "[DiffMPC] 5.3: 1 to 2 hours, 10,000 epochs", "; ".join(told), verdict) if told else None
 
 
-def _losses(records: Sequence[Record], system: str, way: tuple[str, str, str], size: int) -> list[float]:
-    return [
-        max(record.result["test_loss"], _FLOOR)
-        for record in records
-        if record.settings["size"] == size
-        and record.settings["system"] == system
-        and (record.settings["method"], record.settings["optimizer"], record.settings["gradient"]) == way
-    ]
+def _losses(rows: Sequence[Row], system: str, way: tuple[str, str, str], size: int) -> list[float]:
+    wanted = {"system": system, "method": way[0], "optimizer": way[1], "size": size}
+    mine = [row for row in rows if wanted.items() <= row.items() and (row.get("gradient") or "") == way[2]]
+    return [max(row["test_loss"], _FLOOR) for row in mine]
 
 
-def _all_losses(records: Sequence[Record], system: str, way: tuple[str, str, str]) -> list[float]:
-    sizes = {record.settings["size"] for record in records}
-    return [loss for size in sizes for loss in _losses(records, system, way, size)]
+def _all_losses(rows: Sequence[Row], system: str, way: tuple[str, str, str]) -> list[float]:
+    return [loss for size in {row["size"] for row in rows} for loss in _losses(rows, system, way, size)]
 
 
 def _label(way: tuple[str, str, str]) -> str:

@@ -27,6 +27,7 @@ from dilqr_rl.experiments.imitation import (
     prediction_loss,
     published_task,
 )
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 
 __all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
@@ -41,7 +42,8 @@ _OPTIMIZERS = {"rmsprop": "RMSprop", "lm": "scan and Levenberg-Marquardt"}
 # Trajectories to train, to validate and to test on (the few of E4 would hide the difference in noise), seeds, epochs.
 _SIZES = {"smoke": ((6, 4, 8), 1, 4), "quick": ((100, 50, 200), 2, 100), "paper": ((100, 50, 300), 8, 250)}
 _GRID = {"smoke": 3, "quick": 13, "paper": 25}  # a side
-_RANGES = ((5.0, 11.0), (0.6, 1.6))  # of gravity / length and mass length^2, which all of a plan depends on
+_DETERMINED = ("gravity/length", "mass length^2")  # which all of a plan depends on
+_RANGES = ((5.0, 11.0), (0.6, 1.6))  # of these
 
 
 def trials(preset: str) -> list[Trial]:
@@ -84,7 +86,7 @@ def _best(data: Demonstrations, side: int) -> dict[str, Any]:
             controls = planner(plans.states[:, 0]).controls
         found.append((float((controls - plans.controls).square().mean()), pull, inertia))
     loss, pull, inertia = min(found)
-    return {"test_loss": loss, "gravity/length": pull, "mass length^2": inertia}
+    return {"test_loss": loss, **dict(zip(_DETERMINED, (pull, inertia), strict=True))}
 
 
 def _start(seed: int) -> dict[str, float]:
@@ -101,9 +103,8 @@ def _both(learner: Learner, test: Demonstrations) -> dict[str, float]:
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """A row for each trial."""
-    names = ("test_loss", "prediction_loss", "best_epoch", "epochs", "fit_seconds", "impossible")
-    fits = [record for record in records if record.settings["method"] != "grid"]
-    return [{**record.settings, **{name: record.result[name] for name in names}} for record in fits]
+    names = ("test_loss", "prediction_loss", "best_epoch", "epochs", "fit_seconds", "impossible", *_DETERMINED)
+    return [{**r.settings, **{name: r.result[name] for name in names if name in r.result}} for r in records]
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -147,16 +148,16 @@ def _of(records: Sequence[Record], method: str, optimizer: str) -> list[Record]:
     return [r for r in records if (r.settings["method"], r.settings["optimizer"]) == (method, optimizer)]
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """[DiffMPC]'s two claims, by the published optimiser and by ours."""
     found = []
     for optimizer, label in _OPTIMIZERS.items():
         published = "[DiffMPC] 5.4" if optimizer == "rmsprop" else "-"
-        pairs = [_of(records, method, optimizer) for method in _METHODS]
+        pairs = [_fits(rows, method, optimizer) for method in _METHODS]
         if not all(pairs):
             continue
         (seen, imitated), (predicted, planned) = (
-            [mean(r.result[name] for r in found_) for found_ in pairs] for name in ("test_loss", "prediction_loss")
+            [mean(row[name] for row in fits) for fits in pairs] for name in ("test_loss", "prediction_loss")
         )
         ratio = seen / imitated
         verdict = "reproduced" if ratio >= 1.8 else "partly" if ratio > 1 else "not reproduced"
@@ -169,15 +170,17 @@ def claims(records: Sequence[Record]) -> list[Claim]:
         ours = f"sysid {predicted:.3g}, dx {planned:.3g}"
         text = f"sysid predicts better than dx, {label}"
         found.append(Claim(text, published, ours, verdict if published != "-" else "new"))
-    return [*found, *(_grid_claim(record, records) for record in records if record.settings["method"] == "grid")]
+    return [*found, *(_grid_claim(row, rows) for row in rows if row["method"] == "grid")]
 
 
-def _grid_claim(record: Record, records: Sequence[Record]) -> Claim:
+def _fits(rows: Sequence[Row], method: str, optimizer: str) -> list[Row]:
+    return [row for row in rows if (row["method"], row.get("optimizer")) == (method, optimizer)]
+
+
+def _grid_claim(best: Row, rows: Sequence[Row]) -> Claim:
     """Beside what fits reach on the same plans."""
-    loss, pull, inertia = (record.result[name] for name in ("test_loss", "gravity/length", "mass length^2"))
-    ours = (
-        f"{loss:.3g}, at gravity/length = {pull:.3g}, mass length² = {inertia:.3g}, over {record.settings['sizes'][-1]} plans"
-    )
-    same = [r for method in _METHODS for r in _of(records, method, "rmsprop") if r.settings["seed"] == record.settings["seed"]]
-    ours += "".join(f"; {r.settings['method']} by RMSprop on the same plans {r.result['test_loss']:.3g}" for r in same)
+    loss, pull, inertia = (best[name] for name in ("test_loss", *_DETERMINED))
+    ours = f"{loss:.3g}, at gravity/length = {pull:.3g}, mass length² = {inertia:.3g}, over {best['sizes'][-1]} plans"
+    same = [row for method in _METHODS for row in _fits(rows, method, "rmsprop") if row["seed"] == best["seed"]]
+    ours += "".join(f"; {row['method']} by RMSprop on the same plans {row['test_loss']:.3g}" for row in same)
     return Claim("The lowest imitation loss that any physics of the learners' model has, by a grid", "-", ours, "new")

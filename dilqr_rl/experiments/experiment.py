@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 
 __all__ = ["EXPERIMENTS", "PRESETS", "VERDICTS", "Claim", "Experiment", "find_experiment"]
@@ -68,10 +69,10 @@ class Experiment(Protocol):
         """One trial, in a process of its own; the folder is for what it needs to go on after an interruption."""
 
     def rows(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """What results.csv holds, from whatever trials are there."""
+        """What results.csv holds, from whatever trials are there: all that claims are told from."""
 
-    def claims(self, records: Sequence[Record]) -> list[Claim]:
-        """The published claims beside ours, from whatever trials are there."""
+    def claims(self, rows: Sequence[Row]) -> list[Claim]:
+        """The published claims beside ours, from the rows of results.csv, whatever is there."""
 
     def draw(self, records: Sequence[Record], folder: Path) -> list[Path]:
         """The figures, laid out as the published ones, as files in the folder."""

@@ -26,6 +26,7 @@ from dilqr_rl.experiments.reinforcement import (
     true_task,
     wrong_task,
 )
+from dilqr_rl.experiments.tables import Row
 from dilqr_rl.experiments.trials import Record, Trial
 
 __all__ = ["claims", "draw", "rows", "run", "title", "trials", "workers"]
@@ -43,6 +44,7 @@ _CHANGES = {"as trained": (1.0, 1.0)} | {
 _SWUNG_UP = 0.8  # the share of starts that end upright
 _RETURN = -200.0
 _POINT = ("steps", "return", "upright")
+_MODELS = ("changed", "told", "own")  # as learnt, with learnt numbers changed alike, the environment's own
 _COLOURS = {"MPCPolicy": "tab:blue", "MlpPolicy": "tab:orange", "MlpPolicy, default": "tab:red"}
 
 # Noise that is a function of the state keeps its sign for long enough to swing a rod; without it, the planner's controls, most
@@ -165,56 +167,75 @@ def _own(policy: MPCPolicy, system: System, factors: Mapping[str, float]) -> MPC
 
 
 def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row for each point of each curve."""
-    return [
-        {
-            **{name: record.settings[name] for name in ("system", "policy", "seed")},
-            "steps": steps,
-            "return": value,
-            "upright": up,
-        }
-        for record in records
-        for steps, value, up in zip(*(record.result["curve"][n] for n in ("steps", "return", "upright")), strict=True)
-    ]
+    """A row for each point of each curve, and for each changed world, with each of the models."""
+    found = []
+    for record in records:
+        where = {name: record.settings[name] for name in ("system", "policy", "seed")}
+        points = zip(*(record.result["curve"][name] for name in _POINT), strict=True)
+        found += [{**where, **dict(zip(_POINT, point, strict=True))} for point in points]
+        for model in _MODELS:
+            worlds = record.result.get(model, {})
+            found += [{**where, "return": value, "model": model, "world": name} for name, value in worlds.items()]
+    return found
 
 
-def claims(records: Sequence[Record]) -> list[Claim]:
+def claims(rows: Sequence[Row]) -> list[Claim]:
     """What was wanted, beside what came out."""
-    return [*_sample_claims(records), *_swing_up_claims(records), *_change_claims(records)]
+    return [*_sample_claims(rows), *_swing_up_claims(rows), *_change_claims(rows)]
 
 
 def _of(records: Sequence[Record], system: str, policy: str) -> list[Record]:
     return [r for r in records if (r.settings["system"], r.settings["policy"]) == (system, policy)]
 
 
-def _sample_claims(records: Sequence[Record]) -> list[Claim]:
-    pairs = {policy: _of(records, "pendulum", policy) for policy in ("MPCPolicy", "MlpPolicy")}
+def _curves(rows: Sequence[Row], system: str, policy: str) -> list[dict[str, list[float]]]:
+    """A curve for each seed."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for row in rows:
+        if (row["system"], row["policy"]) == (system, policy) and row.get("world") is None:
+            curve = found.setdefault(row["seed"], {name: [] for name in _POINT})
+            for name in _POINT:
+                curve[name].append(row[name])
+    return list(found.values())
+
+
+def _worlds(rows: Sequence[Row], system: str, policy: str, model: str) -> dict[str, list[float]]:
+    """Mean returns of all seeds, by world."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["system"], row["policy"], row.get("model")) == (system, policy, model):
+            found.setdefault(row["world"], []).append(row["return"])
+    return found
+
+
+def _sample_claims(rows: Sequence[Row]) -> list[Claim]:
+    pairs = {policy: _curves(rows, "pendulum", policy) for policy in ("MPCPolicy", "MlpPolicy")}
     if not all(pairs.values()):
         return []
-    steps = {p: [first_step_above(r.result["curve"], "return", _RETURN) for r in found] for p, found in pairs.items()}
+    steps = {p: [first_step_above(curve, "return", _RETURN) for curve in found] for p, found in pairs.items()}
     ours, network = (median(steps[policy]) for policy in pairs)
-    start = mean(r.result["curve"]["return"][0] for r in pairs["MPCPolicy"])
+    start = mean(curve["return"][0] for curve in pairs["MPCPolicy"])
     text = f"Pendulum-v1: steps to a mean return of {_RETURN:.0f}; MPCPolicy's physics and goal are wrong (return {start:.0f})"
     came = "; ".join(f"{policy} {told(values)}" for policy, values in steps.items())
     if math.isfinite(ours) and math.isfinite(network):
         came += f": {network / ours:.0f} times fewer"
-    return [Claim(text, "wanted: 10 times fewer than MlpPolicy", came, _verdict(network >= 10 * ours))]
+    return [Claim(text, "wanted: 10 times fewer than MlpPolicy", came, _verdict(math.isfinite(ours) and network >= 10 * ours))]
 
 
-def _swing_up_claims(records: Sequence[Record]) -> list[Claim]:
+def _swing_up_claims(rows: Sequence[Row]) -> list[Claim]:
     found = []
     for policy, wanted in (("MPCPolicy", 50_000), ("MlpPolicy", 500_000), ("MlpPolicy, default", 500_000)):
-        curves = [r.result["curve"] for r in _of(records, "cartpole", policy)]
+        curves = _curves(rows, "cartpole", policy)
         if not curves:
             continue
         steps = [first_step_above(curve, "upright", _SWUNG_UP) for curve in curves]
-        most = max(curves[0]["steps"])
+        most = min(max(curve["steps"]) for curve in curves)
         ends = told([curve["return"][-1] for curve in curves])
         shares = told([curve["upright"][-1] for curve in curves], ".2f")
         ours = f"steps {told(steps)} of {most:.0f}; return at the end {ends}, upright {shares}"
         if policy == "MPCPolicy":
             text, verdict = f"wanted: within {wanted:,}", _verdict(max(steps) <= wanted)
-        elif most >= wanted:
+        elif most >= wanted or min(steps) <= wanted:
             text, verdict = f"wanted: not within {wanted:,}", _verdict(min(steps) > wanted)
         else:
             text, verdict = "-", "new"
@@ -223,15 +244,15 @@ def _swing_up_claims(records: Sequence[Record]) -> list[Claim]:
     return found
 
 
-def _change_claims(records: Sequence[Record]) -> list[Claim]:
+def _change_claims(rows: Sequence[Row]) -> list[Claim]:
     found = []
     for system in SYSTEMS:
-        planners, networks = (_of(records, system, policy) for policy in ("MPCPolicy", "MlpPolicy"))
-        if not planners or not networks:
+        planners = [_worlds(rows, system, "MPCPolicy", name) for name in _MODELS]
+        networks = _worlds(rows, system, "MlpPolicy", "changed")
+        if not all(planners) or not networks:
             continue
-        planner, told_of, own = (_fall(planners, name) for name in ("changed", "told", "own"))
-        network = _fall(networks, "changed")
-        before = [mean(r.result["changed"]["as trained"] for r in of) for of in (planners, networks)]
+        (planner, told_of, own), network = map(_fall, planners), _fall(networks)
+        before = [mean(worlds["as trained"]) for worlds in (planners[0], networks)]
         ours = f"planner {planner:.1f} (from {before[0]:.1f}), network {network:.1f} (from {before[1]:.1f})"
         text = f"{system}: fall of the mean return in worlds with masses and lengths changed by 30 %"
         found.append(Claim(text, "wanted: less than the network's", ours, _verdict(planner < network)))
@@ -241,10 +262,9 @@ def _change_claims(records: Sequence[Record]) -> list[Claim]:
     return found
 
 
-def _fall(records: Sequence[Record], name: str) -> float:
+def _fall(worlds: Mapping[str, Sequence[float]]) -> float:
     """By how much the mean return falls, the mean over seeds and changes."""
-    falls = [r.result[name]["as trained"] - r.result[name][change] for r in records for change in list(_CHANGES)[1:]]
-    return mean(falls)
+    return mean(worlds["as trained"]) - mean(mean(worlds[change]) for change in list(_CHANGES)[1:])
 
 
 def _verdict(reached: bool) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dilqr_rl.agents.files import write_whole
 from dilqr_rl.experiments.experiment import EXPERIMENTS, Claim, find_experiment
+from dilqr_rl.experiments.tables import read_rows, write_rows
 from dilqr_rl.experiments.trials import Trial, read_records, write_text
 
-__all__ = ["Report", "results_table", "write_report"]
+__all__ = ["Report", "claims_of", "renew_report", "results_table", "write_report"]
 
 _LISTED = 5  # trials named at most
+_PARTS = ("claim", "published", "ours", "verdict")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Report:
         claims: the published claims beside ours.
         files: written.
         missing: keys of trials that have no result.
+        dropped: claims of the summary before, which results.csv doesn't give.
     """
 
     claims: list[Claim]
     files: list[Path]
     missing: list[str]
+    dropped: Sequence[str] = ()
 
 
 def write_report(name: str, trials: Sequence[Trial], folder: Path, preset: str) -> Report:
@@ -49,10 +51,10 @@ def write_report(name: str, trials: Sequence[Trial], folder: Path, preset: str) 
     if not found:
         raise ValueError(f"{folder}: no results of {name} there yet. Run it first.")
     records, missing = list(found.values()), [trial.key for trial in trials if trial.key not in found]
-    claims = experiment.claims(records)
     figures = experiment.draw(records, folder)
     table, summary = folder / "results.csv", folder / "summary.json"
-    _write_rows(experiment.rows(records), table)
+    write_rows(experiment.rows(records), table)
+    claims = claims_of(name, table)
     content = {
         "experiment": name,
         "title": experiment.title,
@@ -65,8 +67,35 @@ def write_report(name: str, trials: Sequence[Trial], folder: Path, preset: str) 
         "claims": [asdict(claim) for claim in claims],
         "figures": [figure.name for figure in figures],
     }
-    write_text(summary, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    _write_summary(content, summary)
     return Report(claims, [table, summary, *figures], missing)
+
+
+def renew_report(name: str, folder: Path) -> Report:
+    """Tell the claims anew from results.csv where the trials aren't kept, as in a checkout. All else stays as it is.
+
+    Raises:
+        ValueError: an unknown experiment, or no results.csv with its summary.json.
+    """
+    table, summary = folder / "results.csv", folder / "summary.json"
+    claims, content = claims_of(name, table), _read_summary(summary)
+    told = {claim.claim for claim in claims}
+    dropped = [claim["claim"] for claim in content["claims"] if claim["claim"] not in told]
+    _write_summary({**content, "claims": [asdict(claim) for claim in claims]}, summary)
+    return Report(claims, [summary], content["missing"], dropped)
+
+
+def claims_of(name: str, table: Path) -> list[Claim]:
+    """The claims that an experiment's results.csv gives.
+
+    Raises:
+        ValueError: an unknown experiment, or the file isn't its table.
+    """
+    experiment, rows = find_experiment(name), read_rows(table)
+    try:
+        return experiment.claims(rows)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{table}: expected the table of {name}, found another ({error!r}). Run the experiment.") from error
 
 
 def results_table(folder: Path) -> str:
@@ -78,21 +107,15 @@ def results_table(folder: Path) -> str:
     files = [file for name in EXPERIMENTS if (file := folder / name / "summary.json").is_file()]
     if not files:
         raise ValueError(f"folder: expected summaries in {folder}/NAME/summary.json, found none. Run `dilqr reproduce` first.")
-    return "\n".join(_section(file) for file in files)
+    return "\n".join(_section(_read_summary(file)) for file in files)
 
 
-def _section(file: Path) -> str:
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        head = f"## {summary['experiment'].upper()}. {summary['title']}"
-        parts = ("claim", "published", "ours", "verdict")
-        rows = [[str(claim[part]).replace("|", "\\|") for part in parts] for claim in summary["claims"]]
-        missing, count, seconds = summary["missing"], summary["trials"], summary["seconds"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: expected a summary of `dilqr reproduce`, found something else ({error!r}).") from error
-    told = f"{count} trials, {seconds / 60:.1f} minutes of computing."
-    if missing:
-        told += f" Without results: {_some(missing)}."
+def _section(summary: Mapping[str, Any]) -> str:
+    head = f"## {summary['experiment'].upper()}. {summary['title']}"
+    rows = [[str(claim[part]).replace("|", "\\|") for part in _PARTS] for claim in summary["claims"]]
+    told = f"{summary['trials']} trials, {summary['seconds'] / 60:.1f} minutes of computing."
+    if summary["missing"]:
+        told += f" Without results: {_some(summary['missing'])}."
     lines = ["| claim | published | ours | verdict |", "|---|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
     return "\n".join((head, "", told, "", *lines, ""))
 
@@ -108,11 +131,14 @@ def _all_of(descriptions: list[dict[str, Any]]) -> dict[str, str]:
     return {name: ", ".join(sorted({str(d[name]) for d in descriptions if name in d})) for name in names}
 
 
-def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    def write(file: Path) -> None:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def _write_summary(content: Mapping[str, Any], file: Path) -> None:
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    write_whole(path, write, overwrite=True)
+
+def _read_summary(file: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _section(summary)  # it has all that a section needs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: expected a summary of `dilqr reproduce`, found something else ({error!r}).") from error
+    return summary

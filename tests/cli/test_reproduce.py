@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_a_trial_that_fails_is_named_and_the_others_are_kept(out: Path, capsys: 
     folder = out / "quick" / "e0"
     assert "RuntimeError: the second can't be squared" in (folder / "trials" / "square-2.error.txt").read_text()
     assert json.loads((folder / "summary.json").read_text())["missing"] == ["square-2"]
+
+
+def test_claims_are_told_from_the_committed_csv_where_no_trials_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Path(__file__).parents[2] / "results" / "e5"
+    if not kept.exists():
+        pytest.skip("not in a checkout")
+    shutil.copytree(kept, tmp_path / "e5", ignore=shutil.ignore_patterns("trials", "work"))
+    (tmp_path / "e5" / "summary.json").write_text((kept / "summary.json").read_text().replace("seeds", "places"))
+    reproduce("e5", "--preset", "paper", "--report", "--out", tmp_path)
+    said = capsys.readouterr().out
+    assert f"there are no trials in {tmp_path}/e5: told from its results.csv; the figures stay" in said
+    assert "seeds" in said
+    for file in kept.iterdir():
+        assert file.is_dir() or (tmp_path / "e5" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_bad_input_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,8 +97,22 @@ def test_verdicts_turn_when_results_do(records: list[Record]) -> None:
     }
 
 
+def test_what_is_left_out_is_told_with_its_reason(records: list[Record]) -> None:
+    changed = copy.deepcopy(records[:3])
+    for errors in changed[2].result["errors"].values():
+        errors["goal"][0] = errors["weights"][1] = None
+    changed[2].result["apart"][1] = True
+    before, after = ({claim.claim: claim.ours for claim in e1.claims(e1.rows(r))} for r in (records[:3], changed))
+    exact = "The implicit gradient is exact: physics, weights, goal, bounds, start state"
+    counts = [
+        [int(number) for number in re.findall(r"over (\d+) .* at (\d+) .* at (\d+) ", told[exact])[0]]
+        for told in (before, after)
+    ]
+    assert np.subtract(*counts).tolist() == [2, -1, -1]
+
+
 def verdicts(records: list[Record], *beginnings: str) -> list[str]:
-    found = [claim.verdict for claim in e1.claims(records) if claim.claim.startswith(beginnings)]
+    found = [claim.verdict for claim in e1.claims(e1.rows(records)) if claim.claim.startswith(beginnings)]
     assert len(found) == len([text for text in beginnings if not text.endswith("formula is")]) + 1
     return found
 
@@ -104,12 +120,10 @@ def verdicts(records: list[Record], *beginnings: str) -> list[str]:
 def test_the_rows_and_the_figure_hold_every_group_and_method(records: list[Record], tmp_path: Path) -> None:
     rows = e1.rows(records)
     accuracy = [row for row in rows if "group" in row]
-    assert {(row["system"], row["method"], row["group"]) for row in accuracy} == {
-        (system, method, group)
-        for system in ("cartpole", "pendulum", "linear")
-        for method in (*GRADIENTS, "differences")
-        for group in e1.GROUPS
-    }
-    assert all(row["of"] == 3 for row in accuracy)
+    assert [(row["system"], row["group"], row["start"]) for row in accuracy] == [
+        (system, group, start) for system in ("cartpole", "pendulum", "linear") for group in e1.GROUPS for start in range(3)
+    ]
+    for row in accuracy:
+        assert ("left_out" in row) != {*GRADIENTS, "differences"}.issubset(row)
     (file,) = e1.draw(records, tmp_path)
     assert file.read_bytes().startswith(b"\x89PNG")

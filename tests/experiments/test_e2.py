@@ -47,7 +47,7 @@ def record(method: str, iterations: int | None, seconds: float, memory: int) -> 
 
 
 def test_the_claims_hold_the_ratios_of_the_shortest_times() -> None:
-    claims = {claim.claim: claim for claim in e2.claims(made_up())}
+    claims = {claim.claim: claim for claim in e2.claims(e2.rows(made_up()))}
     slow = claims["Backward against 300 unrolled iterations"]
     assert slow.ours == "T = 10: unrolled 6 s, 600 times our torch, 12000 times our native"
     assert slow.published == "[DiLQR] Fig. 2: 128 times faster at T = 10 (unrolled 8.57 s)"
@@ -60,21 +60,40 @@ def test_the_claims_hold_the_ratios_of_the_shortest_times() -> None:
 
 def test_verdicts_turn_when_times_do() -> None:
     slower = [record("torch", None, 0.3, 60_000_000) if r.settings["method"] == "torch" else r for r in made_up()]
-    turned = [claim.verdict for claim in e2.claims(slower) if claim.published.startswith("[DiLQR]")]
+    turned = [claim.verdict for claim in e2.claims(e2.rows(slower)) if claim.published.startswith("[DiLQR]")]
     assert turned == ["not reproduced"] * 3  # against 50, against 300, memory
 
 
 def test_figures_of_mpc_pytorch_come_from_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dilqr_rl, "__file__", str(tmp_path / "dilqr_rl" / "__init__.py"))
     assert [row["method"] for row in e2.rows(made_up())].count("mpc.pytorch") == 0
-    cell = {"forward_seconds": [0.2, 0.4, 0.3], "backward_seconds": [0.01], "memory_bytes": 3_000_000}
+    cell = {
+        "forward_seconds": [0.2, 0.4, 0.3],
+        "backward_seconds": [0.01],
+        "memory_bytes": 3_000_000,
+        "time": "2026-11-20 14:06",
+    }
     cells = {"mpc.pytorch | pendulum | T=10 | B=20": cell, "native | pendulum | T=10 | B=20": {"backward_seconds": [0.002]}}
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "bench.json").write_text(json.dumps({"cells": cells}))
     row = e2.rows(made_up())[-1]
     assert (row["method"], row["forward_ms"], row["backward_ms"]) == ("mpc.pytorch", 200.0, 10.0)
-    told = [claim.ours for claim in e2.claims(made_up()) if claim.claim.startswith("mpc.pytorch")]
-    assert told == ["T = 10: backward 10.0 ms, 5 times our native"]
+    (told,) = [claim for claim in e2.claims(e2.rows(made_up())) if claim.claim.startswith("mpc.pytorch")]
+    assert told.ours == "T = 10: backward 10.0 ms, 5 times our native"
+    assert told.claim.endswith("; both from a run of `dilqr bench` (bench.json, 2026-11-20)")
+
+
+def test_figures_of_mpc_pytorch_come_from_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dilqr_rl, "__file__", str(tmp_path / "dilqr_rl" / "__init__.py"))
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for name, seconds, horizons in (("bench", 0.01, (20,)), ("e2", 0.03, (10, 20))):
+        cell = {"forward_seconds": [0.2], "backward_seconds": [seconds], "memory_bytes": 0, "time": "2026-11-20 14:06"}
+        cells = {f"{solver} | pendulum | T={T} | B=20": cell for solver in ("mpc.pytorch", "native") for T in horizons}
+        (tmp_path / "benchmarks" / "results" / f"{name}.json").write_text(json.dumps({"cells": cells}))
+    assert [(row["horizon"], row["backward_ms"], row["run"]) for row in e2._mpc_pytorch([10, 20])] == [
+        (20, 10.0, "bench.json, 2026-11-20")
+    ]
+    assert [row["run"] for row in e2._mpc_pytorch([10])] == ["e2.json, 2026-11-20"]
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ def made_up(solved: int) -> list[Record]:
 
 
 def test_claims_count_what_reaches_zero() -> None:
-    rmsprop, lm, model = e3.claims(made_up(3))
+    rmsprop, lm, model = e3.claims(e3.rows(made_up(3)))
     several = "3 of 8, 3 of 8 (experts 1, 2, ...)"
-    assert rmsprop.ours == f"{several}; 0 of them below 1e-10 of the start; median 41 steps, 3.0 s"
-    assert lm.ours == f"{several}; 6 of them below 1e-10 of the start; median 41 steps, 3.0 s"
+    assert rmsprop.ours == f"{several}; of these 6, 0 below 1e-10 of the start, median 41 steps, 3.0 s"
+    assert lm.ours == f"{several}; of these 6, 6 below 1e-10 of the start, median 41 steps, 3.0 s"
     assert (rmsprop.verdict, lm.verdict) == ("reproduced", "new")
     assert model.ours == "model loss 0.001 in the median, 0.002 at most; where it sticks 10, at least 10"
     assert [row["solved"] for row in e3.rows(made_up(3))].count(True) == 12
@@ -85,7 +85,7 @@ def test_claims_count_what_reaches_zero() -> None:
     ("solved", "verdict"), [(0, "not reproduced"), (1, "not reproduced"), (2, "reproduced"), (7, "partly")]
 )
 def test_verdict_turns_with_the_count(solved: int, verdict: str) -> None:
-    assert e3.claims(made_up(solved))[0].verdict == verdict
+    assert e3.claims(e3.rows(made_up(solved)))[0].verdict == verdict
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:

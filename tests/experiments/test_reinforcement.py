@@ -80,14 +80,27 @@ def test_r1_counts_steps_and_falls() -> None:
         made_up("MPCPolicy", "cartpole", 30_000, (9.0, 3.0, 2.0)),
         made_up("MlpPolicy", "cartpole", 90_000, (5.0, 0.0, 0.0)),
     ]
-    claims = r1.claims(records)
+    claims = r1.claims(r1.rows(records))
     assert [claim.verdict for claim in claims] == [
         "reached", "reached", "not reached", "reached", "partly", "not reached", "not reached"
     ]  # fmt: skip
     assert "MPCPolicy 1000 (1000 to 1000); MlpPolicy 20000 (20000 to 20000): 20 times fewer" in claims[0].ours
     assert "planner 5.0 (from -140.0), network 9.0 (from -140.0)" in claims[3].ours
     assert "learnt numbers changed alike -1.0; the environment's own model, nothing learnt 2.0" in claims[4].ours
-    assert len(r1.rows(records)) == 12
+    assert len(r1.rows(records)) == 4 * (3 + 3 * len(r1._CHANGES))
+
+
+def test_r1_needs_a_planner_that_gets_there() -> None:
+    """Of two that never do, neither is ten times as fast; a network that does refutes that it wouldn't, however short its run."""
+    never = [made_up(policy, "pendulum", 1_000, (0.0, 0.0, 0.0)) for policy in ("MPCPolicy", "MlpPolicy")]
+    for record in never:
+        record.result["curve"]["return"] = [-700.0] * 3
+    short = made_up("MlpPolicy", "cartpole", 90_000, (0.0, 0.0, 0.0))
+    short.result["curve"]["steps"][-1] = 100_000
+    late = made_up("MlpPolicy, default", "cartpole", 90_000, (0.0, 0.0, 0.0))
+    late.result["curve"] = {name: values[:1] for name, values in late.result["curve"].items()}
+    verdicts = [claim.verdict for claim in r1.claims(r1.rows([*never, short, late])) if "steps" in claim.claim]
+    assert verdicts == ["not reached", "not reached", "new"]
 
 
 def test_r1_draws_both_systems(tmp_path: Path) -> None:
@@ -115,10 +128,10 @@ def test_r2_compares_with_the_long_horizon(tmp_path: Path) -> None:
     taught = [Record(f"plans-{i}", {"what": "plans", "seed": i}, {"return": -150.0 - 2 * i}, 1.0) for i in (0, 1)]
     plain = Record("plain", {"what": "plain", "seed": 0}, {"5": -1100.0, "20": -150.0}, 1.0)
     records = [*rewarded, *taught, plain]
-    assert [claim.verdict for claim in r2.claims(records)] == ["reached", "not reached"]
-    assert "mean -151.0, 0.7 % below;" in r2.claims(records)[0].ours
-    assert r2.claims(records[:-1]) == []
-    assert len(r2.rows(records)) == 6
+    assert [claim.verdict for claim in r2.claims(r2.rows(records))] == ["reached", "not reached"]
+    assert "mean -151.0, 0.7 % below;" in r2.claims(r2.rows(records))[0].ours
+    assert r2.claims(r2.rows(records[:-1])) == []
+    assert len(r2.rows(records)) == 4 + 4 + 2
     assert r2.draw(records, tmp_path)[0].exists()
     assert len(r2.trials("paper")) == 11
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import trial_experiment
 
-from dilqr_rl.experiments import EXPERIMENTS, PRESETS, Claim, Trial, find_experiment, results_table, write_report
+from dilqr_rl.experiments import (
+    EXPERIMENTS,
+    PRESETS,
+    Claim,
+    Trial,
+    find_experiment,
+    read_rows,
+    renew_report,
+    results_table,
+    write_report,
+)
+from dilqr_rl.experiments.tables import write_rows
 from dilqr_rl.experiments.trials import Record, TrialFolder
 
 TRIALS = trial_experiment.trials("paper")
@@ -57,6 +71,48 @@ def test_results_of_other_settings_are_not_mixed_in(folder: Path) -> None:
         write_report("e0", changed, folder / "e0", "paper")
 
 
+def test_claims_are_told_again_from_the_csv_file(folder: Path) -> None:
+    write_report("e0", TRIALS, folder / "e0", "paper")
+    before = json.loads((folder / "e0" / "summary.json").read_text())
+    shutil.rmtree(folder / "e0" / "trials")
+    with (folder / "e0" / "results.csv").open("a") as file:
+        file.write("3,9\n")
+    report = renew_report("e0", folder / "e0")
+    assert (report.claims[0].ours, report.missing, list(report.dropped)) == ("14", ["square-3"], [])
+    assert json.loads((folder / "e0" / "summary.json").read_text()) == {**before, "claims": [asdict(report.claims[0])]}
+
+    before["claims"][0]["claim"] = "Another"
+    (folder / "e0" / "summary.json").write_text(json.dumps(before))
+    assert list(renew_report("e0", folder / "e0").dropped) == ["Another"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("number,square\n1\n", r"expected a cell for each column, line 2 has more or fewer\."),
+        ("number,square\n1,1,1\n", r"expected a cell for each column, line 2 has more or fewer\."),
+        ("number,cube\n1,1\n", r"expected the table of e0, found another \(KeyError\('square'\)\)\."),
+        ("number,square\n1,one\n", r"expected the table of e0, found another \(TypeError"),
+        (b"\xff\xfe", r"expected a table of `dilqr reproduce`, found none \('utf-8'"),
+    ],
+)
+def test_a_csv_file_that_is_no_table_of_the_experiment_is_refused(folder: Path, text: str | bytes, message: str) -> None:
+    write_report("e0", TRIALS, folder / "e0", "paper")
+    (folder / "e0" / "results.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"results\.csv: {message}.* Run the experiment\.$"):
+        renew_report("e0", folder / "e0")
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    rows = [
+        {"number": 1e-300, "count": 3, "good": False, "text": "lm, restarts", "list": [100, 50]},
+        {"number": math.inf, "text": "nan-like", "count": None},
+        {"number": 0.1 + 0.2, "text": '"quoted" | e1'},
+    ]
+    write_rows(rows, tmp_path / "rows.csv")
+    assert read_rows(tmp_path / "rows.csv") == [{n: v for n, v in row.items() if v is not None} for row in rows]
+
+
 def test_bad_input_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=rf"^{re.escape(str(folder))}/none: no results of e0 there yet\. Run it first\.$"):
         write_report("e0", TRIALS, folder / "none", "paper")
@@ -94,4 +150,5 @@ def test_the_smoke_preset_runs_to_its_report(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_without_results_claims_nothing_measured(name: str) -> None:
-    assert all(claim.verdict == "not measured" for claim in find_experiment(name).claims([]))
+    """E2 names what it would measure, the others say nothing."""
+    assert [claim.verdict for claim in find_experiment(name).claims([])] == ["not measured"] * (5 if name == "e2" else 0)
