@@ -102,14 +102,17 @@ def make_learner(
 
 
 def fit_options(learner: Learner, optimizer: str, epochs: int, seed: int) -> FitOptions:
-    """The published optimiser (RMSprop 1e-2 with a smoothing of 0.5, Adam 1e-4 for the network), or Levenberg-Marquardt."""
+    """The published optimiser (RMSprop 1e-2 with a smoothing of 0.5, Adam 1e-4 for the network), or Levenberg-Marquardt.
+
+    No patience: all take the epochs that they are given, and the best of them on validation is kept.
+    """
     if optimizer == "lm":
         return replace(learner.defaults, epochs=epochs, seed=seed)
     steps = HORIZON if learner.name == "sysid" else 1  # its segments are single steps
     published = FitOptions(batch_size=32 * steps, epochs=epochs, seed=seed, validate_every=max(1, epochs // _POINTS))
     if optimizer == "rmsprop":
         return replace(published, optimizer="rmsprop", learning_rate=1e-2, smoothing=0.5)
-    return replace(published, optimizer="adam", learning_rate=1e-4, validate_every=5, patience=100)
+    return replace(published, optimizer="adam", learning_rate=1e-4, validate_every=5)
 
 
 def model_losses(learner: Learner) -> dict[str, float]:

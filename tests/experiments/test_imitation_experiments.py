@@ -10,7 +10,7 @@ import torch
 
 from dilqr_rl.agents import CostLearner, PhysicsLearner
 from dilqr_rl.experiments import Record, e4, e5, e6
-from dilqr_rl.experiments.imitation import expert_plans, model_losses, published_task
+from dilqr_rl.experiments.imitation import expert_plans, fit_options, make_learner, model_losses, published_task
 from dilqr_rl.experiments.systems import SYSTEMS
 
 
@@ -80,6 +80,15 @@ def test_e4_tells_how_long_networks_were_trained(epochs: tuple[int, int], told: 
     records = [imitation("nn", "adam", 1.0, epochs=count) for count in epochs] + [imitation("dx", "rmsprop", 1e-5)]
     (claim,) = [claim for claim in e4.claims(e4.rows(records)) if "dx by RMSprop imitates better" in claim.claim]
     assert f"(the best of {told} epochs, the papers' 10,000)" in claim.claim
+
+
+def test_e4_gives_networks_1500_epochs_without_patience() -> None:
+    networks = [trial.settings for trial in e4.trials("paper") if trial.settings["method"] == "nn"]
+    assert {settings["epochs"] for settings in networks} == {1500}
+    assert len(networks) == 24
+    learner = make_learner("pendulum", "nn", "implicit", {}, published=True, seed=0)
+    options = fit_options(learner, "adam", 1500, seed=0)
+    assert (options.epochs, options.patience) == (1500, None)
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(59.0, "reproduced"), (61.0, "not reproduced")])
