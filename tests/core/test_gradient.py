@@ -1,8 +1,9 @@
-"""The gradients: against central differences, against each other, and against the dense fixed-point system of the paper."""
+"""The gradients: against central differences, against each other, and against the conditions that a solution meets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -33,12 +34,11 @@ from problems import (
     quadrotor_starts,
     value_of,
 )
+from stationarity import stationarity_gradients
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
-from dilqr_rl.instance import bind
-from dilqr_rl.unroll import _step
 
 # A difference over 2h = 2e-5 turns an error of the solution into one of the gradient 5e4 times as large.
 TIGHT = ILQROptions(max_iterations=300, tolerance=1e-13)
@@ -63,13 +63,14 @@ def gradients(
     gradient: Gradient = "implicit",
     loss: Callable[[Solution], Tensor] = loss_of,
     u_init: Tensor | None = None,
+    options: ILQROptions = TIGHT,
 ) -> dict[str, Tensor]:
     """dloss/dtheta and dloss/dx0 of every problem, each as (B, size)."""
     leaves = {**per_problem(problem, names, x0.shape[0]), "x0": x0.clone()}
     for leaf in leaves.values():
         leaf.requires_grad_()
     params = {name: leaf for name, leaf in leaves.items() if name != "x0"}
-    solution = ILQR(problem, TIGHT, gradient=gradient)(leaves["x0"], params=params, u_init=u_init)
+    solution = ILQR(problem, options, gradient=gradient)(leaves["x0"], params=params, u_init=u_init)
     assert solution.converged.all(), solution.describe()
     found = torch.autograd.grad(loss(solution).sum(), list(leaves.values()))
     return {name: part.reshape(x0.shape[0], -1) for name, part in zip(leaves, found, strict=True)}
@@ -169,53 +170,35 @@ def test_the_closed_example(theta: float, _: float, expected: float, gradient: G
     assert gradient_of(problem, "terminal_cost.theta").item() == pytest.approx(expected, abs=1e-6)  # six digits are published
 
 
-@pytest.mark.parametrize("case", [PENDULUM, CARTPOLE, QUADROTOR, NETWORK_COST, LINEAR], ids=str)
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_the_dense_fixed_point_system_has_the_same_solution(case: Case, weight: float) -> None:
-    """[DiLQR] eq. 10: with G one iteration, dtau/dtheta = (I - dG/dtau)^-1 dG/dtheta, partial derivatives at fixed
-    trajectory tau.
-
-    The weight of the dynamics' curvature makes G an iteration of iLQR (0) or of Newton's method (1): their fixed point and its
-    derivative are the same.
-    """
-    T, names, problem = 4, names_of(case), case.build(4)
-    n, m = problem.state_size, problem.control_size
-    x0 = start_with_some_controls_at_bounds(case, problem)
-    solution = ILQR(problem, TIGHT)(x0)
-    tau = torch.cat((solution.states[:, 1:].flatten(), solution.controls.flatten())).detach()
-    theta = per_problem(problem, names, 1)
-    one = torch.ones(1, dtype=FLOAT)
-
-    def iteration(tau: Tensor, x0: Tensor, *values: Tensor) -> Tensor:
-        instance = bind(problem, x0, dict(zip(names, values, strict=True)))
-        x = torch.cat((x0[:, None], tau[: T * n].view(1, T, n)), dim=1)
-        u = tau[T * n :].view(1, T, m)
-        x, u = _step(instance, instance.bounds(1), x, u, (weight * one, 0.0 * one, one))
-        return torch.cat((x[:, 1:].flatten(), u.flatten()))
-
-    arguments = (tau, x0, *theta.values())
-    jacobians = torch.autograd.functional.jacobian(iteration, arguments)
-    system = torch.eye(tau.numel(), dtype=FLOAT) - jacobians[0]
-    if weight == 0.0 and case is not LINEAR:
-        assert (jacobians[0].abs() > 1e-3).any()  # else there would be nothing to invert
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_the_conditions_of_stationarity_have_the_same_derivative(case: Case, backend: Literal["native", "torch"]) -> None:
+    names, options = names_of(case), replace(TIGHT, backend=backend)
+    problem, x0 = with_some_controls_at_bounds(case, case.build(4))
+    solution = ILQR(problem, options)(x0)
     direction = loss_direction(solution)
-    adjoint = torch.linalg.solve(system.T, direction)
-    found = gradients(problem, names, x0)
-    for name, jacobian in zip(("x0", *names), jacobians[1:], strict=True):
-        expected = adjoint @ jacobian.reshape(tau.numel(), -1)
-        if name == "x0":
-            expected = expected + normal(T + 1, n, seed=11)[0]  # x_0 stands in the loss itself
-        scale = max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(
-            found[name][0], expected, rtol=0.0, atol=1e-9 * scale, msg=name
-        )  # tolerance 1e-13, condition 1e3
+    expected, residual, pressed = stationarity_gradients(problem, names, x0[0], solution, direction)
+    expected["x0"] = expected["x0"] + normal(5, problem.state_size, seed=11)[0]  # x_0 stands in the loss itself
+    assert residual.abs().max() < 1e-11  # tolerance 1e-13, multipliers of up to 1e2
+    assert (pressed >= 0).all()
+    assert len(pressed) > 0
+    found = gradients(problem, names, x0, options=options)
+    for name, value in expected.items():
+        scale = max(1.0, value.abs().max().item())
+        torch.testing.assert_close(found[name][0], value, rtol=0.0, atol=1e-9 * scale, msg=name)  # tolerance, condition 1e3
 
 
-def start_with_some_controls_at_bounds(case: Case, problem: ControlProblem) -> Tensor:
+def with_some_controls_at_bounds(case: Case, problem: ControlProblem) -> tuple[ControlProblem, Tensor]:
+    """The problem, with narrower bounds if its own hold nothing, and of 30 starts that at which they hold nearest to a quarter."""
     x0 = case.starts(30, 2)
     u = solve(problem, x0)
-    share = ((u <= problem.u_min) | (u >= problem.u_max)).double().mean((1, 2))
-    return x0[(share - 0.25).abs().argmin()].unsqueeze(0)
+    held = (u <= problem.u_min) | (u >= problem.u_max)
+    if not held.any():
+        limit = 0.5 * u.abs().max().item()
+        parts, sizes = (problem.dynamics, problem.stage_cost, problem.terminal_cost), vars(problem)
+        sizes = {name: sizes[name] for name in ("horizon", "state_size", "control_size")}
+        return with_some_controls_at_bounds(case, ControlProblem(*parts, **sizes, u_min=-limit, u_max=limit))
+    return problem, x0[(held.double().mean((1, 2)) - 0.25).abs().argmin()].unsqueeze(0)
 
 
 def loss_direction(solution: Solution) -> Tensor:
