@@ -128,11 +128,19 @@ def test_e8_a_quick_run_of_the_benchmark_has_every_cell(tmp_path: Path, capsys: 
         benchmark.main(benchmark.Args(report=True, results=tmp_path / "none.json"))
 
 
-def test_e8_what_was_wanted_was_reached_in_the_run_that_is_kept() -> None:
-    cells = stepping().read(ROOT / "benchmarks" / "results" / "stepping.json")["cells"]
-    assert all(cell["times_as_fast"] >= 1 for cell in cells.values() if cell["what"].startswith("step"))
-    assert cells["batch of 1024 | dilqr_rl/Pendulum-v0"]["times_as_fast"] >= 100
-    assert all(cell["times_as_fast"] >= 50 for cell in cells.values() if cell["what"].startswith("pixels"))
+def test_e8_a_ratio_is_the_median_over_rounds_in_which_both_did_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second round is a busy one. Ratios are 16, 16 and 8; that of the medians would be 8."""
+    benchmark, clock = stepping(), [0.0]
+    monkeypatch.setattr(benchmark, "time", types.SimpleNamespace(process_time=lambda: clock[0]))
+
+    def block(units: int, *seconds: float) -> Any:
+        takes = iter((1e6, *seconds))  # the first is compiling, and isn't timed
+        return benchmark.Block(lambda: clock.append(clock.pop() + 1e3), lambda: clock.append(clock.pop() + next(takes)), units)
+
+    blocks = {benchmark.PEER: block(2, 8.0, 80.0, 8.0), "ours": block(4, 1.0, 10.0, 2.0)}
+    (cell,) = benchmark.compare("step", blocks, 3).values()
+    assert (cell["times_as_fast"], cell["per_second"], cell["per_second_of_Pendulum-v1"]) == (16.0, 2.0, 0.25)
+    assert (cell["id"], cell["rounds"], cell["wanted"]) == ("ours", 3, 1)
 
 
 def test_the_page_s_figures_are_those_that_were_measured() -> None:
@@ -151,10 +159,12 @@ def test_a_quick_run_of_the_benchmark_of_ppo_has_every_figure(tmp_path: Path, ca
     assert capsys.readouterr().out == said
 
 
-def test_p8_memory_was_flat_over_all_predictions_in_the_run_that_is_kept() -> None:
-    memory = ppo().read(ROOT / "benchmarks" / "results" / "ppo.json")["memory"]
-    assert memory["predictions"] == 100_000
-    assert memory["after_all"] < 1.01 * memory["after_a_tenth"]
+@pytest.mark.slow
+def test_p8_memory_is_flat_over_thousands_of_predictions() -> None:
+    """Plans that were kept would be 0.5 kB each at least: 11 states of 3 and 10 controls, with their gains."""
+    ppo().memory(300)  # what the first ones leave for good
+    found = ppo().memory(3000)
+    assert found["after_all"] - found["after_a_tenth"] < 1.0  # MB, of 2,700 plans
 
 
 def test_the_page_s_figures_of_ppo_are_those_that_were_measured() -> None:
@@ -173,6 +183,11 @@ def test_a_quick_run_of_the_benchmark_of_robustness_has_every_cell(tmp_path: Pat
     }
     assert [row["budget_ms"] for row in found["latency"]] == [None, 2.0]
     assert "| no noise |" in capsys.readouterr().out
+    for cell in found["cells"]:
+        assert cell["of"] == 2
+        if cell["case"] in ("no noise", "0.5 deg"):
+            assert cell["hangs"] == 0  # as none of the hundred of the page do
+            assert cell["return"] > -400  # of one start; hanging costs 1000 and more
 
 
 def test_the_page_on_robustness_has_what_was_measured() -> None:
@@ -181,9 +196,3 @@ def test_the_page_on_robustness_has_what_was_measured() -> None:
     page = ROBUSTNESS.read_text(encoding="utf-8")
     assert all(table in page for table in module.tables(found))
     assert {cell["system"] for cell in found["cells"]} == {row["system"] for row in found["latency"]} == set(module.SYSTEMS)
-    # Where nobody has measured yet whether the system can be held ("hangs_at_best" is None), nothing is claimed.
-    held = [cell for cell in found["cells"] if (cell.get("hangs_at_best", 0) or 0) <= module.HELD * cell["of"]]
-    known = [cell for cell in held if cell.get("hangs_at_best", 0) is not None]
-    assert all(cell["hangs"] <= module.HELD * cell["of"] for cell in known)
-    (pendulum,) = (c for c in found["cells"] if (c["system"], c["horizon"], c["case"]) == ("pendulum", "default", "no noise"))
-    assert pendulum["return"] >= -137
