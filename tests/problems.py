@@ -65,6 +65,17 @@ def gradient_of(problem: ControlProblem, name: str) -> Tensor:
     return grad
 
 
+def carried_out(problem: ControlProblem, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """States (B, T+1, n) and cost (B,) of controls (B, T, m), step by step from the problem's own functions."""
+    states, cost = [x0], torch.zeros(x0.shape[:-1], dtype=FLOAT)
+    for control in u.unbind(-2):
+        cost = cost + problem.stage_cost(states[-1], control)
+        states.append(problem.dynamics(states[-1], control))
+    if problem.terminal_cost is not None:
+        cost = cost + problem.terminal_cost(states[-1])
+    return torch.stack(states, dim=-2), cost
+
+
 # The two published systems, as in EXPERIMENTS.md.
 
 

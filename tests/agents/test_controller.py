@@ -179,7 +179,6 @@ def test_predict_builds_no_graph_and_leaves_grad_mode_alone() -> None:
     assert not plan.controls.requires_grad
     assert torch.is_grad_enabled()
     assert policy.plan(near_upright(1)).controls.requires_grad
-    assert all(parameter.grad is None for parameter in policy.parameters())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from problems import (
     Gradient,
     LinearDynamics,
     box_minimum,
+    carried_out,
     cartpole,
     closed_example,
     far_cartpole_starts,
@@ -34,8 +35,6 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, Status
-from dilqr_rl.ilqr import rollout
-from dilqr_rl.instance import bind
 
 TIGHT = ILQROptions(max_iterations=300, tolerance=1e-12)  # four digits beyond what is asserted
 REFERENCE = Path(__file__).with_name("reference_pendulum.npz")
@@ -54,16 +53,14 @@ def test_a_solution_is_feasible_stationary_and_no_worse_than_its_neighbours(case
     assert (solution.residual <= TIGHT.tolerance).all()
     assert (solution.controls >= problem.u_min).all()
     assert (solution.controls <= problem.u_max).all()
-    instance = bind(problem, x0, None)
-    states = rollout(instance, x0, solution.controls)
-    cost = instance.total_cost(solution.states, solution.controls)
+    states, cost = carried_out(problem, x0, solution.controls)
     torch.testing.assert_close(
         states, solution.states, rtol=1e-14, atol=1e-14
     )  # a matrix product's last bit depends on the batch size
     torch.testing.assert_close(cost, solution.cost, rtol=1e-14, atol=1e-14)
     for seed in range(20):
         u = torch.clamp(solution.controls + 1e-3 * normal(*solution.controls.shape, seed=seed), problem.u_min, problem.u_max)
-        cost = instance.total_cost(rollout(instance, x0, u), u)
+        _, cost = carried_out(problem, x0, u)
         assert (cost >= solution.cost - 1e-12 * solution.cost.abs()).all()  # rounding of the cost
 
 
@@ -116,8 +113,7 @@ def test_three_bounded_controls_over_two_steps_equal_the_best_active_set(seed: i
     problem, x0 = linear(2, 3, 3, seed=10 * seed, u_min=-0.2, u_max=0.3).requires_grad_(False), normal(20, 3, seed=seed)
 
     def total(u: Tensor, x0: Tensor) -> Tensor:
-        instance, u = bind(problem, x0[None], None), u.view(1, 2, 3)
-        return instance.total_cost(rollout(instance, x0[None], u), u).squeeze(0)
+        return carried_out(problem, x0, u.view(2, 3))[1]
 
     origin = torch.zeros(20, 6, dtype=FLOAT)
     Q, q = vmap(hessian(total))(origin, x0), vmap(grad(total))(origin, x0)

@@ -143,7 +143,10 @@ def test_the_smoke_preset_runs_to_its_report(name: str, tmp_path: Path) -> None:
         store.write(trial, Record(trial.key, trial.settings, experiment.run(trial.settings, store.work(trial)), 1.0))
     report = write_report(name, trials, tmp_path, "smoke")
     assert report.missing == []
+    assert report.claims
     assert all(claim.ours for claim in report.claims)
+    again = renew_report(name, tmp_path)
+    assert (again.claims, list(again.dropped)) == (report.claims, [])
     assert {"results.csv", "summary.json"} < {file.name for file in report.files}  # and a figure at least
     assert len((tmp_path / "results.csv").read_text().splitlines()) > len(trials) / 2
 
