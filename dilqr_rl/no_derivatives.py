@@ -7,7 +7,7 @@ compared with derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -40,10 +40,14 @@ class Finding(NamedTuple):
     role: str
 
 
-def suspects(solution: Solution, lower: Tensor, upper: Tensor) -> Tensor:
-    """The problems (K,) that ended where they began, with a control that isn't at a bound and never answers to the state."""
-    if int(solution.num_iterations.min()) > 0:
-        return solution.status.new_empty(0)
+def suspects(solution: Solution, bounds: Callable[[], tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The problems (K,) that ended where they began, with a control that isn't at a bound and never answers to the state.
+
+    None in the usual case that no problem did.
+    """
+    if solution.num_iterations.numpy(force=True).min() > 0:
+        return None
+    lower, upper = bounds()
     still = solution.converged & (solution.num_iterations == 0)
     idle = (solution.gains == 0.0).all(3).all(1)
     inside = ((lower < solution.controls) & (solution.controls < upper)).any(1)

@@ -197,7 +197,8 @@ class ILQR(nn.Module):
         return _Bound(instance, program)
 
     def _plan(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
-        _refuse_tangents(x0, *guess.parts(), *bound.instance.values)
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(x0, *guess.parts(), *bound.instance.values)
         if torch.is_grad_enabled():
             _refuse_hidden_tensors(bound.instance, x0, guess.controls, bound.program)
         if self.gradient == "unroll" and _is_differentiable(x0, *guess.parts(), *bound.instance.values):
@@ -280,8 +281,8 @@ def _is_differentiable(*tensors: Tensor) -> bool:
 
 def _told(instance: Instance, solution: Solution) -> Solution:
     """The solution, with the status NO_DERIVATIVE where derivatives are missing; a ValueError where the model has none."""
-    index = suspects(solution, *instance.bounds(len(solution.cost)))
-    if index.numel() == 0:
+    index = suspects(solution, lambda: instance.bounds(len(solution.cost)))
+    if index is None or index.numel() == 0:
         return solution
     missing, role = find_missing(instance.select(index), solution.select(index))
     if not missing.any():
@@ -300,7 +301,7 @@ def _told(instance: Instance, solution: Solution) -> Solution:
 
 def _refuse_tangents(*tensors: Tensor) -> None:
     """Raise a NotImplementedError where forward mode asks for derivatives, which would be lost."""
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(
             "derivatives in forward mode (torch.func.jvp, forward_ad) are not available through a planner; use backward: "
             "backward(), torch.autograd.grad or torch.autograd.functional.jacobian."

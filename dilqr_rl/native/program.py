@@ -282,8 +282,11 @@ class Program:
     def pull_back(self, adjoint: NativeAdjoint, loss: LossGradient, with_values: bool) -> tuple[Tensor, GradientArrays]:
         """The gradients with respect to x0 and, if asked for, all values."""
         arguments, solution = adjoint.arguments, adjoint.solution
-        ended = torch.where(solution.singular, Status.MAX_ITERATIONS, solution.status)  # singular ones are PyTorch's
-        x, u, status = (part.numpy() for part in (solution.states, solution.controls, ended))
+        x, u, status, singular = (
+            part.numpy() for part in (solution.states, solution.controls, solution.status, solution.singular)
+        )
+        if singular.any():  # these are PyTorch's
+            status = np.where(singular, Status.MAX_ITERATIONS, status)
         B, T, dx0 = x.shape[0], arguments.horizon, np.empty_like(x[:, 0])
         gradients = GradientArrays(arguments, B, -(-B // GROUP))
         given = (
@@ -351,7 +354,7 @@ class NativeAdjoint:
         dx0, gradients = self.program.pull_back(self, loss, any(needed))
         pairs = enumerate(zip(values, needed, strict=True))
         found = [gradients.gradient(place, value.shape) if need else None for place, (value, need) in pairs]
-        if not self.solution.singular.any():
+        if not self.solution.singular.numpy().any():
             return dx0, found
         status = torch.where(self.solution.singular, self.solution.status, Status.MAX_ITERATIONS)
         adjoint = Adjoint(self.instance, replace(self.solution, status=status), self.exact)
