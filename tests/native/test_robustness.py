@@ -382,10 +382,11 @@ def test_numbers_that_only_overflow_on_the_way_are_no_matter() -> None:
         state_size=3,
         control_size=1,
     )
-    x0 = torch.tensor([[1.0, 0.5, -2.0], [3.0, 0.0, 0.0], [60.0, 1.0, 1.0]], dtype=FLOAT)
+    x0 = torch.tensor([[1.0, 0.5, -2.0], [3.0, 0.0, 0.0], [60.0, 1.0, 1.0], [2.0, 1.0, 0.5]], dtype=FLOAT)
     native, reference = (planner_of(problem, backend)(x0) for backend in ("native", "torch"))
     assert torch.equal(native.status, reference.status)
     good = reference.converged
+    assert good.tolist() == [False, False, False, True]  # from a cost of 1e122
     torch.testing.assert_close(native.controls[good], reference.controls[good], rtol=1e-8, atol=1e-8)
 
 
