@@ -17,9 +17,10 @@ class SolverHealthCallback(BaseCallback):
 
         PPO(MPCPolicy, env, policy_kwargs={"task": "Pendulum-v1"}).learn(10_000, callback=SolverHealthCallback())
 
-    The logger gets "mpc/converged", the share of plans that converged, "mpc/iterations", their mean number, "mpc/residual",
-    the largest (see `Solution`), each since it last wrote, and under "mpc/dynamics.mass" and the like the physics that are
-    being learnt. Off policy, where it writes once in some episodes, the first two are the means of many small rollouts.
+    The logger gets "mpc/converged" and "mpc/singular", the shares of plans that converged and that are singular,
+    "mpc/iterations", their mean number, "mpc/residual", the largest (see `Solution`), each since it last wrote, and under
+    "mpc/dynamics.mass" and the like the physics that are being learnt. Off policy, where it writes once in some episodes, all
+    but the largest are the means of many small rollouts.
     """
 
     def _init_callback(self) -> None:

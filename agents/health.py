@@ -23,7 +23,7 @@ class SolverHealth:
     def clear(self) -> None:
         """Begin anew."""
         self.plans = 0
-        self._converged = self._iterations = 0
+        self._converged = self._iterations = self._singular = 0
         self._residual = 0.0
 
     def add(self, solution: Solution) -> None:
@@ -32,15 +32,20 @@ class SolverHealth:
         self.plans += residual.shape[0]
         self._converged += int(solution.converged.sum())
         self._iterations += int(solution.num_iterations.sum())
+        self._singular += int(solution.singular.sum())
         self._residual = max(self._residual, float(residual.nan_to_num(nan=math.inf).max()))
 
     def summary(self) -> dict[str, float]:
-        """The share that converged, their mean number of iterations and the largest residual; empty if there was no plan."""
+        """The shares that converged and that are singular, the mean number of iterations and the largest residual.
+
+        It is empty if there was no plan.
+        """
         if self.plans == 0:
             return {}
         return {
             "converged": self._converged / self.plans,
             "iterations": self._iterations / self.plans,
+            "singular": self._singular / self.plans,
             "residual": self._residual,
         }
 

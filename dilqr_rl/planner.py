@@ -101,6 +101,7 @@ class ILQR(nn.Module):
         self.problem = problem
         self.options = options or ILQROptions()
         self.gradient = gradient
+        self._singular_said = False
 
     def forward(
         self,
@@ -213,9 +214,22 @@ class ILQR(nn.Module):
     def _attached(self, bound: _Bound, x0: Tensor, solution: Solution) -> Solution:
         if self.gradient == "unroll" or not _is_differentiable(x0, *bound.instance.values):
             return solution
+        self._tell_singular(solution)
         pullback = bound.pullback(solution, exact=self.gradient == "implicit")
         states, controls, cost = attach(pullback, solution, x0, bound.instance.values)
         return replace(solution, states=states, controls=controls, cost=cost)
+
+    def _tell_singular(self, solution: Solution) -> None:
+        """Log how many solutions with gradients are singular, as a warning the first time and at level INFO from then on."""
+        count = int(solution.singular.sum())
+        if count > 0:
+            level = logging.INFO if self._singular_said else logging.WARNING
+            self._singular_said = True
+            text = (
+                "%d of %d solutions are singular: some controls, or combinations of them, cost nothing, and their derivatives "
+                "are those of least norm; Solution.singular tells which"
+            )
+            _log.log(level, text, count, len(solution.singular))
 
     def _doubted(self, bound: _Bound, x0: Tensor, solution: Solution, options: ILQROptions, began: float) -> Solution:
         """The solution from zero controls, and where it can't be trusted, a cheaper one from another start, if there is one.

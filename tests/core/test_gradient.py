@@ -375,7 +375,7 @@ class Goal(nn.Module):
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("strengths", [[1.0, 1.0], [1.0, -0.5, 2.0]])
 def test_where_controls_share_their_work_at_will_the_states_derivative_is_right(
-    strengths: list[float], backend: Literal["native", "torch"]
+    strengths: list[float], backend: Literal["native", "torch"], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The states are the goal's, however the controls do it: d x_t / d goal = 1. Least norm: d u = strengths / |strengths|^2 d v."""
     cost = Goal()
@@ -383,6 +383,7 @@ def test_where_controls_share_their_work_at_will_the_states_derivative_is_right(
     x0 = torch.tensor([[0.7]], dtype=FLOAT)
     solution = ILQR(problem, ILQROptions(backend=backend, tolerance=1e-10))(x0)
     assert solution.singular.all()
+    assert "1 of 1 solutions are singular" in caplog.text
     for t in range(1, 4):
         (slope,) = torch.autograd.grad(solution.states[0, t, 0], cost.goal, retain_graph=True)
         torch.testing.assert_close(slope, torch.ones((), dtype=FLOAT), rtol=0, atol=1e-9)
