@@ -17,14 +17,23 @@ from dilqr_rl.instance import Instance
 
 
 def gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Gradient of a sum with respect to z; itself differentiable where gradients are on."""
+    """Gradient of a sum with respect to z; itself differentiable where gradients are on.
+
+    Raises:
+        ValueError: autograd refuses, say since a value that it needs was written over.
+    """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         point = z if again and z.requires_grad else z.detach().requires_grad_()
         total = function(point)
         if not total.requires_grad:
             return torch.zeros_like(z)
-        (found,) = torch.autograd.grad(total, point, create_graph=again, allow_unused=True)
+        try:
+            (found,) = torch.autograd.grad(total, point, create_graph=again, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"a function of the problem can't be differentiated by PyTorch: {error}") from error
     return torch.zeros_like(z) if found is None else found
 
 

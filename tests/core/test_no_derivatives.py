@@ -120,3 +120,15 @@ def test_problems_that_depend_on_each_other_are_refused(name: str, backend: Back
     role, dynamics, stage_cost = COUPLED[name]
     with pytest.raises(ValueError, match=rf"{role}: its value for one problem depends on the other problems or steps"):
         plan(dynamics, stage_cost, backend, x0=X0[:1])
+
+
+def test_what_autograd_refuses_is_told() -> None:
+    """The output of a sigmoid, from which its derivative is computed, is written over."""
+
+    def overwritten(x: Tensor, u: Tensor) -> Tensor:
+        y = torch.sigmoid(x)
+        y += u
+        return moved(y, u)
+
+    with pytest.raises(ValueError, match=r"a function of the problem can't be differentiated by PyTorch: one of the variables"):
+        plan(overwritten, cost, "torch")
