@@ -72,9 +72,9 @@ class PlanState(NamedTuple):
         """The plans of a solution (B, ...) moved on by one step; where it isn't usable (B,), these instead."""
         new = self._replace(controls=_array(solution.controls), states=_array(solution.states), gains=_array(solution.gains))
         kept = PlanState(*(np.where(like(usable, one), one, other) for one, other in zip(new, self, strict=True)))
-        return kept._replace(
-            controls=_ahead(kept.controls), states=_later(kept.states), gains=_ahead(kept.gains), previous=kept.controls[:, 0]
-        )
+        ahead, waiting = _ahead(kept.controls), ~usable
+        ahead[waiting, -1] = kept.controls[waiting, -1]  # which may have to be carried out, unlike what a plan begins from
+        return kept._replace(controls=ahead, states=_later(kept.states), gains=_ahead(kept.gains), previous=kept.controls[:, 0])
 
 
 def _array(tensor: Tensor) -> NDArray[np.float64]:

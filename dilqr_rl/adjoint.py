@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.box import product
-from dilqr_rl.consistency import disagreement
+from dilqr_rl.consistency import ROUGH, disagreement, is_random
 from dilqr_rl.derivatives import dynamics_hessian, gradient, terminal_gradient
 from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.ilqr import expand, with_curvature
@@ -55,8 +55,8 @@ class Adjoint:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """See `Pullback`."""
         solution, instance = self._solution, self._instance.with_values(values)
-        role = disagreement(instance, solution)
-        if role is not None:
+        role = disagreement(instance, solution, ROUGH)
+        if role is not None and not is_random(instance, solution):
             raise RuntimeError(
                 f"the problem's {role} changed between the solve and its gradient: a setting, or a tensor that isn't the "
                 "problem's own. Take the gradient first, or solve again."

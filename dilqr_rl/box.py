@@ -58,8 +58,8 @@ def least_step(Q: Tensor, q: Tensor, Q_ux: Tensor, free: Tensor, rounding: Tenso
     Directions in which Q's curvature is rounding, or less than 1e-10 of its largest, stay at 0: moving along them changes
     nothing, or has no end.
     """
-    masked = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), Q, 0.0)
-    lost = rounding.sum(-1)
+    masked = torch.where((free.unsqueeze(-1) & free.unsqueeze(-2)) & Q.isfinite(), Q, 0.0)  # the rest of the sweep has the NaN
+    lost = rounding.sum(-1).nan_to_num()
     inverse = torch.linalg.pinv(masked, atol=lost, rtol=torch.full_like(lost, _LEAST), hermitian=True)
     solved = inverse @ torch.cat((-q.unsqueeze(-1), -Q_ux), dim=-1)
     every = torch.ones_like(q[:, 0], dtype=torch.bool)

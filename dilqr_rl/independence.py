@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dilqr_rl.consistency import agree
+from dilqr_rl.consistency import ROUGH, agree
 from dilqr_rl.instance import SHARED, Instance, own_tensors
 
 __all__ = ["near", "plain_instance", "refuse_coupled"]
@@ -49,7 +49,7 @@ def refuse_coupled(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
         together = function(*points)
         alone = torch.cat([function(*point).flatten() for point in zip(x[:, None, None], u[:, None, None], strict=True)])
         alone = alone.view_as(together)
-        if not agree(together, alone) and agree(together, function(*points)):  # else it is a random function
+        if not agree(together, alone, ROUGH) and agree(together, function(*points), ROUGH):  # else it is a random function
             raise ValueError(
                 f"{role}: its value for one problem depends on the other problems or steps that it is called with. Reduce over "
                 'the last dimension only (.mean(-1) for .mean(), F.mse_loss(..., reduction="none").mean(-1) for F.mse_loss) '

@@ -36,8 +36,8 @@ _GRADIENTS = ("implicit", "diffmpc", "unroll")
 class _Bound:
     """A problem with values, and what solves it: native code, or torch."""
 
-    def __init__(self, instance: Instance, program: Program | None) -> None:
-        self.instance, self.program = instance, program
+    def __init__(self, instance: Instance, program: Program | None, whole: _Bound | None = None) -> None:
+        self.instance, self.program, self._whole = instance, program, whole
         self._arguments = None if program is None else program.arrange(instance)
 
     def solve(self, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
@@ -51,7 +51,10 @@ class _Bound:
         if role is None:
             return solution
         drop_program(self.instance.problem, self.program, role, options.backend == "native")
-        self.program = self._arguments = None
+        bound: _Bound | None = self
+        while bound is not None:
+            bound.program = bound._arguments = None
+            bound = bound._whole
         return self.solve(x0, guess, options)
 
     def pullback(self, solution: Solution, exact: bool) -> Pullback:
@@ -62,7 +65,7 @@ class _Bound:
 
     def select(self, index: Tensor) -> _Bound:
         """Some problems of the batch."""
-        return _Bound(self.instance.select(index), self.program)
+        return _Bound(self.instance.select(index), self.program, self)
 
 
 class ILQR(nn.Module):
@@ -204,12 +207,19 @@ class ILQR(nn.Module):
             _refuse_hidden_tensors(bound.instance, x0, guess.controls, bound.program)
         if self.gradient == "unroll" and _is_differentiable(x0, *guess.parts(), *bound.instance.values):
             return self._unroll(bound.instance, x0, guess, options)
+        native = bound.program is not None
+        solution = self._solved(bound, x0, guess, by_default, options)
+        if native and bound.program is None:  # dropped on the way: what it had found before doesn't count
+            solution = self._solved(bound, x0, guess, by_default, options)
+        solution = _told(bound.instance, solution)
+        return self._attached(bound, x0, solution)
+
+    def _solved(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
         began = time.monotonic()
         solution = bound.solve(x0, guess, options)
         if by_default and self.gradient != "unroll":
             solution = self._doubted(bound, x0, solution, options, began)
-        solution = _told(bound.instance, solution)
-        return self._attached(bound, x0, solution)
+        return solution
 
     def _attached(self, bound: _Bound, x0: Tensor, solution: Solution) -> Solution:
         if self.gradient == "unroll" or not _is_differentiable(x0, *bound.instance.values):
@@ -295,7 +305,7 @@ def _is_differentiable(*tensors: Tensor) -> bool:
 
 def _told(instance: Instance, solution: Solution) -> Solution:
     """The solution, with the status NO_DERIVATIVE where derivatives are missing; a ValueError where the model has none."""
-    index = suspects(solution, lambda: instance.bounds(len(solution.cost)))
+    index = suspects(solution)
     if index is None or index.numel() == 0:
         return solution
     missing, role = find_missing(instance.select(index), solution.select(index))

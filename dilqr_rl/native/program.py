@@ -42,6 +42,7 @@ _REALS = (
     "regularisation_factor",
 )
 _COLUMNS = len(fields(History))  # in the order of the kernel's
+_OFTEN = 8  # programs for one problem, after which a line in the log says so
 _MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
 
 
@@ -72,6 +73,7 @@ class _Programs(dict[Hashable, "Program | str"]):
     """The programs of one problem, by fingerprint; they are not copied or pickled with it."""
 
     structure: Structure | None = None
+    made = 0
 
     def __deepcopy__(self, memo: Any) -> _Programs:
         return _Programs()
@@ -153,6 +155,14 @@ def _program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tenso
         while len(known) >= _MOST_PER_PROBLEM:
             del known[next(iter(known))]
         known[key] = _make_program(instance, x0, u_init)
+        known.made += 1
+        if known.made == _OFTEN:
+            _log.warning(
+                "native code for %s has been made anew %d times, since what its functions read has changed; if they write it "
+                "themselves, as a counter does, calls are quicker without",
+                _label(instance.problem),
+                _OFTEN,
+            )
     return known[key]
 
 

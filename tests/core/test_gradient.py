@@ -421,3 +421,36 @@ def test_forward_mode_is_refused(backend: Literal["native", "torch"]) -> None:
     planner = ILQR(pendulum(4), ILQROptions(backend=backend))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"derivatives in forward mode .* use backward: "):
         planner(forward_ad.make_dual(x0, torch.ones_like(x0)))
+
+
+def test_single_precision_is_no_change() -> None:
+    """A solution in float32, and functions that compute in it, whose sums depend on the size of a batch."""
+    weights, last = (0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, 256), (256, 1)))
+
+    def dynamics(x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + u + 0.1 * (torch.tanh(torch.cat((x, u), -1).float() @ weights) @ last).double()
+
+    problem = ControlProblem(dynamics, Goal(), horizon=4, state_size=1, control_size=1, u_min=-0.1, u_max=0.1)
+    planner = ILQR(problem, ILQROptions(backend="torch", tolerance=1e-4, step_tolerance=1e-4))
+    x0 = torch.linspace(-1.0, 1.0, 7).unsqueeze(1).requires_grad_()
+    with torch.no_grad():
+        solution = planner(x0)
+    for found in (planner.attached(x0, None, solution), planner(x0)):
+        (gradient,) = torch.autograd.grad(found.cost.sum(), x0)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_singular_problem_without_second_derivatives_passes_zeros(backend: Literal["native", "torch"]) -> None:
+    """The curvature of a norm at zero is NaN: the other problem's gradient is its own."""
+    problem = ControlProblem(
+        lambda x, u: 0.9 * x + u + 0.1 * u.norm(dim=-1, keepdim=True),
+        lambda x, u: x.square().sum(-1) + u.square().sum(-1),
+        horizon=3,
+        state_size=2,
+        control_size=2,
+    )
+    x0 = torch.tensor([[0.0, 0.0], [0.5, -0.3]], dtype=FLOAT, requires_grad=True)
+    solution = ILQR(problem, ILQROptions(backend=backend))(x0)
+    (gradient,) = torch.autograd.grad(solution.states.sum(), x0)
+    assert gradient.isfinite().all()

@@ -85,6 +85,20 @@ def test_where_only_the_start_has_none_the_status_says_so(backend: Backend, capl
 
 
 @each_backend
+def test_a_start_on_a_bound_is_looked_at_too(backend: Backend) -> None:
+    problem = ControlProblem(without(moved), cost, horizon=8, state_size=2, control_size=1, u_min=0.0, u_max=10.0)
+    with pytest.raises(ValueError, match=r"dynamics: expected functions with derivatives"):
+        ILQR(problem, ILQROptions(backend=backend))(-X0)
+
+
+@each_backend
+def test_one_problem_far_in_a_saturation_leaves_the_others_alone(backend: Backend) -> None:
+    x0 = torch.tensor([[0.5, 0.0], [100.0, 100.0]], dtype=FLOAT)
+    solution = plan(moved, lambda x, u: x.clamp(-5.0, 5.0).square().sum(-1) + 0.01 * u.square().sum(-1), backend, x0=x0)
+    assert solution.status.tolist() == [Status.CONVERGED, Status.NO_DERIVATIVE]
+
+
+@each_backend
 @pytest.mark.parametrize(
     ("dynamics", "stage_cost"),
     [

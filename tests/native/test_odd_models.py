@@ -85,7 +85,15 @@ def accumulated_twice(x: Tensor, u: Tensor) -> Tensor:
     return 0.9 * x + u + 0.1 * y.movedim(0, -1)
 
 
-@pytest.mark.parametrize("dynamics", [masked_sum, in_single_precision, copied_by_contiguous, copied_by_to, accumulated_twice])
+def over_nothing(x: Tensor, u: Tensor) -> Tensor:
+    for reference in torch.zeros(0, 2, dtype=x.dtype).unbind(0):
+        x = x + reference
+    return 0.9 * x + u + 0.1 * sum(x[..., 1:].unbind(-1)).unsqueeze(-1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "dynamics", [over_nothing, masked_sum, in_single_precision, copied_by_contiguous, copied_by_to, accumulated_twice]
+)
 def test_types_and_memory_are_torchs(dynamics: Any) -> None:
     """Natively, the states are the function's own rollout: to rounding, also where float32 rounds."""
     solution = ILQR(problem_of(dynamics), ILQROptions(backend="native"))(X0)
@@ -104,13 +112,29 @@ def view_of_a_layer(x: Tensor, u: Tensor) -> Tensor:
     return 0.9 * x + u + 0.01 * hidden.sum(-1, keepdim=True)
 
 
+def slice_of_a_view_of_a_layer(x: Tensor, u: Tensor) -> Tensor:
+    hidden = HIDDEN(x)
+    hidden.reshape(*hidden.shape[:-1], 8, 5)[..., 0].clamp_(max=3.0)
+    return 0.9 * x + u + 0.01 * hidden.sum(-1, keepdim=True)
+
+
+def layer_beside_its_detached_self(x: Tensor, u: Tensor) -> Tensor:
+    hidden = HIDDEN(x)
+    before = hidden.detach()
+    hidden[..., :20].clamp_(max=3.0)
+    return 0.9 * x + u + 0.01 * before.sum(-1, keepdim=True)
+
+
 def view_that_is_detached(x: Tensor, u: Tensor) -> Tensor:
     y = 1.0 * x
     y.detach().clamp_(max=0.1)
     return 0.9 * x + u + 0.1 * y
 
 
-@pytest.mark.parametrize("dynamics", [view_of_a_layer, view_that_is_detached])
+WRITES = [view_of_a_layer, slice_of_a_view_of_a_layer, layer_beside_its_detached_self, view_that_is_detached]
+
+
+@pytest.mark.parametrize("dynamics", WRITES)
 def test_a_write_that_not_all_views_would_see_is_refused(dynamics: Any) -> None:
     with pytest.raises(
         ValueError, match=r"an in-place operation on a tensor that has been detached or looked at in another sh"
@@ -216,6 +240,24 @@ def test_a_module_under_two_names_keeps_its_parameters(backend: Literal["native"
                 weight[0, 1] -= step  # type: ignore[index,operator]
         assert weight is problem.dynamics.layer.weight  # type: ignore[union-attr]
         assert weight.grad[0, 1].item() == pytest.approx((sums[0] - sums[1]) / 2e-5, rel=1e-6)  # type: ignore[union-attr,index]
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        self.calls += 1
+        return 0.9 * x + u
+
+
+def test_code_that_is_made_anew_at_every_call_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    planner = ILQR(problem_of(Counts()))
+    with caplog.at_level(logging.WARNING, logger="dilqr_rl"):
+        for _ in range(12):
+            planner(X0)
+    assert caplog.text.count("has been made anew 8 times, since what its functions read has changed") == 1
 
 
 # The audit.

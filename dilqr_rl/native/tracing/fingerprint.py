@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from argparse import Namespace
 from array import array
 from collections import UserDict, UserList, deque
@@ -159,7 +160,10 @@ class _Walk:
         if isinstance(value, Mapping):
             self.watch.mapping(value)
             return tuple((self.freeze(k, depth + 1), self.freeze(v, depth + 1)) for k, v in value.items())
-        if isinstance(value, np.ndarray | array):
+        if isinstance(value, weakref.ref):
+            self.watch.again(lambda: _Same(value()))
+            return (_Same(value), self.freeze(value(), depth + 1))
+        if isinstance(value, np.ndarray | array | bytearray | memoryview):
             view: Any = value
             return (_Same(value), self._numbers(memoryview(view)))
         if isinstance(value, ContextVar):
@@ -193,6 +197,8 @@ class _Walk:
         if isinstance(value, type):
             return (_Same(value), self._class(value, depth))
         kind = type(value)
+        if isinstance(getattr(value, "__wrapped__", None), FunctionType):  # a cached function
+            return (_Same(value), self.freeze(value.__wrapped__, depth))
         self.watch.kind(value)
         slots = {} if is_library(kind) else {name: getattr(value, name) for name in slots_of(kind) if hasattr(value, name)}
         attributes = getattr(value, "__dict__", {}) if not is_library(kind) or kind in _NAMESPACES else {}

@@ -16,7 +16,7 @@ Names = frozenset[str]
 _LIBRARIES = frozenset(("torch", "numpy", "builtins")) | sys.stdlib_module_names
 _MOST_CLASSES = 1024  # whose walks are remembered
 # methods that Python calls by itself, but not where a function of torch tensors computes
-_NOT_CALLED = frozenset(("__init__", "__new__", "__del__", "__repr__", "__str__", "__dir__", "__sizeof__", "__post_init__"))
+_NOT_CALLED = frozenset(("__init__", "__del__", "__repr__", "__str__", "__dir__", "__sizeof__", "__post_init__"))
 _NOT_CALLED |= frozenset(("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__"))
 _NOT_CALLED |= frozenset(("__getnewargs__", "__getnewargs_ex__", "__init_subclass__", "__subclasshook__", "__set_name__"))
 

@@ -95,7 +95,10 @@ def numbers(trace: Trace, argument: Any) -> Any:
             return argument.content
         apart = _taken_apart(trace, argument.content)
         if isinstance(argument.content, Dense) and not argument.content.node.static:
+            frozen = trace.is_frozen(argument)
             argument.content = apart  # so that views of it are views of one thing
+            if frozen:
+                trace.freeze(argument)
         else:
             apart.flags.writeable = False
         return apart

@@ -38,7 +38,7 @@ def applied(trace: Trace, rule: Rule, func: Any, name: str, args: Any, kwargs: A
     """
     rights = _expected(func, args, kwargs)
     given = _with_numbers(trace, name, args)
-    if rights[0].dtype == torch.float32 and name in _SINGLE:
+    if name in _SINGLE and rights[0].dtype == torch.float32:
         given = tree_map(lambda part: _rounded(trace, part), given)
     result = rule(trace, *given, **kwargs)
     several = isinstance(result, list | tuple)

@@ -128,9 +128,13 @@ class Trace(TorchDispatchMode):
         """Nobody may write into these any more: a view of one wouldn't see it, or would and shouldn't."""
         self._frozen += [root_of(symbol.content) for symbol in symbols]
 
+    def is_frozen(self, target: Symbol) -> bool:
+        """Whether nobody may write into it."""
+        return any(root_of(target.content) is content for content in self._frozen)
+
     def refuse_frozen(self, target: Symbol) -> None:
         """Raise an `UntraceableError` where a write into a symbol would be lost."""
-        if any(root_of(target.content) is content for content in self._frozen):
+        if self.is_frozen(target):
             raise self.refusal("an in-place operation", "on a tensor that has been detached or looked at in another shape")
 
     def refusal(self, name: str, reason: str) -> UntraceableError:
