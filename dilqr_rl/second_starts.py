@@ -17,6 +17,7 @@ __all__ = ["between_bounds", "doubts", "feedback_start", "is_better"]
 
 _MOVED = 1e-4  # of 1 + the largest control: less is no move
 _CHEAPER = 1e-9  # relative: less is rounding
+_MUCH_CHEAPER = 0.01  # relative: what has converged at once costs so much more that it is no solution
 
 
 def doubts(solution: Solution, bounds: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
@@ -58,9 +59,9 @@ def between_bounds(lower: Tensor, upper: Tensor) -> Iterator[Guess]:
 
 
 def is_better(other: Solution, solution: Solution) -> Tensor:
-    """Which problems (K,) the other solution solves at a lower cost, or at all."""
-    margin = _CHEAPER * (1.0 + solution.cost.abs())
-    cheaper = (other.cost < solution.cost - margin) & (other.converged | ~solution.converged)
+    """Which problems (K,) the other solution solves at a lower cost, or at all; or at a much lower one without an end."""
+    gain, size = solution.cost - other.cost, 1.0 + solution.cost.abs()
+    cheaper = (gain > _CHEAPER * size) & (other.converged | ~solution.converged | (gain > _MUCH_CHEAPER * size))
     return (other.status != Status.NONFINITE) & (cheaper | (solution.status == Status.NONFINITE))
 
 

@@ -185,6 +185,17 @@ def test_a_plateau_at_zero_controls_is_not_believed(backend: Backend) -> None:
     assert solution.cost.item() < 0.2 * stuck.cost.item()
 
 
+def test_a_saddle_gives_way_to_a_cheaper_plan_without_an_end() -> None:
+    """A pendulum that hangs: at zero controls it rests, at a cost of 2 a step; within 5 iterations others cost less."""
+    problem, x0 = pendulum(50), torch.tensor([[-1.0, 0.0, 0.0]], dtype=FLOAT)
+    options = ILQROptions(max_iterations=5)
+    resting, solution = ILQR(problem, options)(x0, u_init=torch.zeros(50, 1, dtype=FLOAT)), ILQR(problem, options)(x0)
+    assert resting.converged.all()
+    assert resting.singular.all()
+    assert solution.status.tolist() == [Status.MAX_ITERATIONS]
+    assert solution.cost.item() < 0.99 * resting.cost.item()
+
+
 def test_at_the_goal_nothing_is_tried_twice_for_nothing() -> None:
     solution = ILQR(unstable())(torch.zeros(2, 2, dtype=FLOAT))
     assert not solution.controls.any()
