@@ -25,16 +25,6 @@ from dilqr_rl.signals import like_ctrl_c
 ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0, "scan_rounds": 0}
 
 
-@pytest.fixture(scope="module")
-def train() -> Demonstrations:
-    return plans(7)
-
-
-@pytest.fixture(scope="module")
-def held_out() -> Demonstrations:
-    return plans(2, seed=1)
-
-
 class Disk:
     """A disk that is full until somebody makes room."""
 

@@ -29,16 +29,6 @@ ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0}
 EACH = [(name, optimizer) for name in LEARNERS for optimizer in LEARNERS[name].optimizers]
 
 
-@pytest.fixture(scope="module")
-def train() -> Demonstrations:
-    return plans(7)
-
-
-@pytest.fixture(scope="module")
-def held_out() -> Demonstrations:
-    return plans(2, seed=1)
-
-
 class CutOffError(Exception):
     """Stands for whatever ends a process."""
 
