@@ -30,6 +30,7 @@ from dilqr_rl.agents.learners import (
     load_learner,
 )
 from dilqr_rl.agents.off_policy import MPCSACPolicy, MPCTD3Policy
+from dilqr_rl.agents.plan_state import PlanState
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.policy import MPCPolicy
 from dilqr_rl.agents.rollouts import record, record_plans, roll_out
@@ -62,6 +63,7 @@ __all__ = [
     "MPCTD3Policy",
     "NetworkLearner",
     "PhysicsLearner",
+    "PlanState",
     "PlanningLearner",
     "PlanningPolicy",
     "RecurrentLearner",

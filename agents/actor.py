@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dilqr_rl.agents.cost_map import CostMap, CostMapNetwork
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import make_learnable, set_physics
+from dilqr_rl.agents.plan_state import middle_control
+from dilqr_rl.agents.telling import Teller
 from dilqr_rl.agents.terminal_value import with_terminal_value
 from dilqr_rl.guess import Guess
 from dilqr_rl.multi_start import best_of, first_swings, swings
@@ -65,6 +67,7 @@ class PlanningActor(nn.Module):
         self.observation_to_state = task.observation_to_state
         self.control_per_action = task.control_per_action
         self.health = SolverHealth()
+        self._teller = Teller()
 
     def plan(
         self,
@@ -82,8 +85,7 @@ class PlanningActor(nn.Module):
             solution = best_of(self.planner, self._starts, x0, params)
         else:
             solution = self.planner(x0, params, guess=guess)
-        self.health.add(solution)
-        return solution
+        return self._noted(solution)
 
     def plan_on(self, observation: Tensor, features: Tensor, last: Guess, fresh: Tensor, began: float) -> Solution:
         """The plans from the last ones and from the actor's starts; from all swings where `fresh` (B,), since nothing is known.
@@ -103,7 +105,11 @@ class PlanningActor(nn.Module):
             solution = solution.select(torch.zeros_like(fresh, dtype=torch.int64))
             for index, part in parts:
                 solution = solution.merge(index, part)
+        return self._noted(solution)
+
+    def _noted(self, solution: Solution) -> Solution:
         self.health.add(solution)
+        self._teller.without_time(solution, self.planner.options.max_seconds)
         return solution
 
     def _posed(
@@ -113,16 +119,15 @@ class PlanningActor(nn.Module):
         return self.observation_to_state(observation), {**written, **(params or {})}
 
     def actions(self, solution: Solution) -> Tensor:
-        """The plans' first controls (B, m), in the environment's unit; the middle of the bounds where a plan isn't finite."""
-        usable = (solution.status != Status.NONFINITE).unsqueeze(1)
-        return torch.where(usable, solution.controls[:, 0], self.middle.to(solution.controls)) / self.control_per_action
+        """The plans' first controls (B, m), in the environment's unit.
 
-    @property
-    def middle(self) -> Tensor:
-        """The middle (m,) of the controls' bounds; next to zero where one is missing."""
-        lower, upper = (bound.detach() for bound in (self.planner.problem.u_min, self.planner.problem.u_max))
-        both = torch.broadcast_to(lower.isfinite() & upper.isfinite(), (self.planner.problem.control_size,))
-        return torch.where(both, 0.5 * (lower + upper), torch.clamp(torch.zeros_like(lower), lower, upper))
+        Where a plan isn't finite, the middle of the bounds; a line in the log says so.
+        """
+        controls, usable = solution.controls[:, 0], solution.status != Status.NONFINITE
+        if not usable.all():
+            self._teller.not_finite(solution)
+            controls = torch.where(usable.unsqueeze(1), controls, middle_control(self.planner.problem).to(controls))
+        return controls / self.control_per_action
 
     def forward(self, observation: Tensor, features: Tensor) -> Tensor:
         """Mean actions (B, m) from observations of the state (B, k) and features (B, F)."""

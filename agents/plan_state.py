@@ -13,7 +13,7 @@ from dilqr_rl.guess import Guess
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution
 
-__all__ = ["PlanState", "State", "like"]
+__all__ = ["PlanState", "State", "last_plans", "like", "middle_control"]
 
 State = tuple[NDArray[Any], ...]
 _VERSION = 1
@@ -55,13 +55,23 @@ class PlanState(NamedTuple):
         T, n, m = problem.horizon, problem.state_size, problem.control_size
         B = batch_size
         shapes = [(B,), (B, T, m), (B, T + 1, n), (B, T, m, n), (B, m), (B, 0)]
-        came = [np.shape(part) for part in state]
-        if came != shapes or not (np.asarray(state[0]) == _VERSION).all():
+        try:
+            parts = [np.asarray(part) for part in state]
+        except (TypeError, ValueError):  # no sequence, or not one of arrays
+            parts = []
+        came = [part.shape for part in parts]
+        if came != shapes or not all(part.dtype.kind in "iuf" for part in parts):
+            types = sorted({str(part.dtype) for part in parts})
             raise ValueError(
-                f"state: expected what the last predict returned, {len(shapes)} arrays of shapes {shapes}, version {_VERSION}; "
-                f"got {came}. At an episode's start give None."
+                f"state: expected what the last predict returned, {len(shapes)} arrays of shapes {shapes}, got {came} of "
+                f"{types}. At an episode's start give None."
             )
-        return cls(*state)
+        if not (parts[0] == _VERSION).all():
+            raise ValueError(
+                f"state: expected version {_VERSION} of its layout, got {sorted(set(parts[0].tolist()))}. Another release of "
+                "dilqr_rl has made it; begin with None."
+            )
+        return cls(*parts)
 
     def guess(self, device: torch.device) -> Guess:
         """Where the next plan starts: feedback around the last one."""
@@ -75,6 +85,31 @@ class PlanState(NamedTuple):
         ahead, waiting = _ahead(kept.controls), ~usable
         ahead[waiting, -1] = kept.controls[waiting, -1]  # which may have to be carried out, unlike what a plan begins from
         return kept._replace(controls=ahead, states=_later(kept.states), gains=_ahead(kept.gains), previous=kept.controls[:, 0])
+
+
+def last_plans(
+    state: State | None, episode_start: NDArray[Any] | None, batch_size: int, problem: ControlProblem
+) -> tuple[PlanState, NDArray[np.bool_]]:
+    """The plans in `predict`'s state, the middle of the bounds where an episode begins, and where (B,) one does.
+
+    Raises:
+        ValueError: either is of another batch, or the state of another problem.
+    """
+    fresh = np.full(batch_size, state is None) if episode_start is None else np.asarray(episode_start, dtype=bool)
+    if fresh.shape != (batch_size,):
+        raise ValueError(f"episode_start: expected the shape {(batch_size,)}, got {fresh.shape}.")
+    begun = PlanState.begin(middle_control(problem).expand(batch_size, problem.horizon, -1), problem.state_size)
+    if state is None:
+        return begun, np.ones(batch_size, dtype=bool)
+    last = PlanState.read(state, batch_size, problem)
+    return PlanState(*(np.where(like(fresh, new), new, old) for new, old in zip(begun, last, strict=True))), fresh
+
+
+def middle_control(problem: ControlProblem) -> Tensor:
+    """The middle (m,) of the controls' bounds; next to zero where one is missing."""
+    lower, upper = (bound.detach() for bound in (problem.u_min, problem.u_max))
+    both = torch.broadcast_to(lower.isfinite() & upper.isfinite(), (problem.control_size,))
+    return torch.where(both, 0.5 * (lower + upper), torch.clamp(torch.zeros_like(lower), lower, upper))
 
 
 def _array(tensor: Tensor) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import as_task, calling_algorithm
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
-from dilqr_rl.agents.plan_state import PlanState, State, like
+from dilqr_rl.agents.plan_state import PlanState, State, last_plans
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
 from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations
@@ -59,7 +59,8 @@ class PlanningPolicy(BasePolicy):
         physics: replaces parameters of the model's dynamics, by name; for a model that is wrong on purpose, say.
         learn: what is trained: "physics", "weights", "goal", "terminal" (the terminal cost, `terminal_value` included), or
             names such as "dynamics.mass". Masses, lengths and weights stay positive by construction.
-        options: of the solver.
+        options: of the solver. Of max_seconds half a millisecond is kept for what `predict` does beside it; where less is left
+            than one iteration takes, again and again, nothing is planned, and the log says so.
         gradient: of the planner.
         warm_start: let `predict` start each plan from the last one, too, with feedback around it, which it carries in its
             `state`, and an episode's first plan from all `dilqr_rl.multi_start.swings`.
@@ -240,41 +241,26 @@ class PlanningPolicy(BasePolicy):
         seen, vectorised = self.obs_to_tensor(observation)
         seen = _single(seen)
         self._refuse_nan(seen)
-        last, fresh = self._last_plans(len(state_part(seen)), state, episode_start)
+        last, fresh = last_plans(state, episode_start, len(state_part(seen)), self.problem)
         if self.settings["warm_start"]:
             begins = torch.as_tensor(fresh, device=self.device)
             solution = self.planning.plan_on(*self._read(seen), last.guess(self.device), begins, began)
         else:
             solution = self.planning.plan(*self._read(seen))
         usable = (solution.status != Status.NONFINITE).cpu().numpy()
-        actions = self.planning.actions(solution)
-        if not usable.all():
-            actions = self._replaced(actions, usable, last)
+        actions = self.planning.actions(solution) if usable.all() else self._replaced(solution, usable, last)
         if not deterministic:
             actions = self.sample_around(actions, seen)
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         clipped = np.clip(actions.cpu().numpy().astype(self.action_space.dtype), low, high)
         return clipped if vectorised else clipped[0], last.after(solution, usable), solution
 
-    def _replaced(self, actions: Tensor, usable: NDArray[np.bool_], last: PlanState) -> Tensor:
+    def _replaced(self, solution: Solution, usable: NDArray[np.bool_], last: PlanState) -> Tensor:
         """The actions (B, m), those of unusable plans from the last ones."""
         _log.warning("%d of %d plans aren't finite: acting by the last ones instead", (~usable).sum(), len(usable))
-        old = torch.as_tensor(last.controls[:, 0], device=self.device).to(actions) / self.planning.control_per_action
-        return torch.where(torch.as_tensor(usable, device=self.device).unsqueeze(1), actions, old)
-
-    def _last_plans(
-        self, batch_size: int, state: State | None, episode_start: NDArray[Any] | None
-    ) -> tuple[PlanState, NDArray[np.bool_]]:
-        """The plans in `predict`'s state, the middle of the bounds where an episode begins, and where (B,) one does."""
-        fresh = np.full(batch_size, state is None) if episode_start is None else np.asarray(episode_start, dtype=bool)
-        if fresh.shape != (batch_size,):
-            raise ValueError(f"episode_start: expected the shape {(batch_size,)}, got {fresh.shape}.")
-        middle = self.planning.middle.expand(batch_size, self.problem.horizon, self.problem.control_size)
-        begun = PlanState.begin(middle, self.problem.state_size)
-        if state is None:
-            return begun, np.ones(batch_size, dtype=bool)
-        last = PlanState.read(state, batch_size, self.problem)
-        return PlanState(*(np.where(like(fresh, new), new, old) for new, old in zip(begun, last, strict=True))), fresh
+        new, old = solution.controls[:, 0], torch.as_tensor(last.controls[:, 0], device=self.device)
+        chosen = torch.where(torch.as_tensor(usable, device=self.device).unsqueeze(1), new, old.to(new))
+        return chosen / self.planning.control_per_action
 
     @property
     def planner(self) -> ILQR:

@@ -22,7 +22,9 @@ class ILQROptions:
             + the largest of them. Where the Hessian has no such step (see `Solution.singular`) the residual alone decides.
         max_seconds: time for one call of the solver, by a monotonic clock, after which it hands back the best plans so far,
             with the status TIME_LIMIT; shared out evenly among the problems of a batch. It is looked at between iterations,
-            with the time of the last one in mind; the compilation of new native code doesn't count. None: no limit.
+            with the time of the last one in mind; the compilation of new native code doesn't count. What comes before the first
+            iteration is done whatever it takes: the rollouts of the starts, which of a large batch may take longer by
+            themselves. Where no iteration fits, the plans are those rollouts. None: no limit.
         record: keep what happened in each iteration, as `Solution.history`.
         backend: "native" solves with machine code that is generated from the problem's functions: float64 on the CPU, 50 to
             1000 times faster for physics; what can't be turned into it raises a ValueError. "torch" is the readable reference

@@ -18,13 +18,15 @@ from dilqr_rl.agents.learners.base import Learner
 from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.scan import scan
 from dilqr_rl.agents.learners.segments import Segments
+from dilqr_rl.agents.plan_state import middle_control
 from dilqr_rl.agents.policy import MPCPolicy
 from dilqr_rl.agents.soundness import unsound_values
+from dilqr_rl.agents.telling import Teller
 from dilqr_rl.multi_start import best_of, first_swings
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
-from dilqr_rl.solution import Solution
+from dilqr_rl.solution import Solution, Status
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["PlanningLearner"]
@@ -95,6 +97,7 @@ class PlanningLearner(Learner):
         self.release(problem)
         self.planner = ILQR(problem, solver, gradient)
         self._starts = first_swings(self.planner, starts)
+        self._teller = Teller()
         self._from_demonstration = False
         self._learnt = tuple(name for name, parameter in problem.named_parameters() if parameter.requires_grad)
         if not self._learnt:
@@ -110,8 +113,14 @@ class PlanningLearner(Learner):
         return self.planner.problem
 
     def controls(self, states: Tensor) -> Tensor:
-        """See `Learner`."""
-        return self._planned(states).controls
+        """See `Learner`; where a plan isn't finite, the middle of the bounds, and a line in the log says so."""
+        solution = self._planned(states)
+        self._teller.without_time(solution, self.planner.options.max_seconds)
+        usable = solution.status != Status.NONFINITE
+        if usable.all():
+            return solution.controls
+        self._teller.not_finite(solution)
+        return torch.where(usable.view(-1, 1, 1), solution.controls, middle_control(self.problem).to(solution.controls))
 
     def _planned(self, x0: Tensor, params: Mapping[str, Tensor] | None = None, u_init: Tensor | None = None) -> Solution:
         """Plans from u_init alone if it is given, else from the learner's starts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +16,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from dilqr_rl import ILQROptions, MultiStart, Solution, Status
+from dilqr_rl.agents import PlanState
 from dilqr_rl.agents.environments import make_env
-from dilqr_rl.agents.plan_state import PlanState, like
+from dilqr_rl.agents.plan_state import like
 from dilqr_rl.multi_start import swings
 
 # SB3's predict.
@@ -279,17 +281,64 @@ def test_with_little_time_an_episode_that_begins_beside_others_gets_its_share() 
 
 
 def test_a_plan_that_is_not_finite_is_replaced_by_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
-    policy = make("dilqr_rl/Pendulum-v0", horizon=5, warm_start=True)
-    _, state = policy.predict(starts(IDS[0], 2))
+    _, state = make("dilqr_rl/Pendulum-v0", horizon=5, warm_start=True).predict(starts(IDS[0], 2))
+    policy = overflowing(warm_start=True)
     assert state is not None
-    with torch.no_grad():
-        policy.problem.dynamics.parametrizations.length.original.fill_(-400.0)  # a length of 1e-174: rates overflow
     actions, after, plan = policy.act(starts(IDS[0], 2), state, np.array([False, True]))
     assert (plan.status == Status.NONFINITE).all()
     assert "2 of 2 plans aren't finite" in caplog.text
     np.testing.assert_allclose(actions[0], state[1][0, 0] / policy.task.control_per_action, rtol=1e-6)
     np.testing.assert_array_equal(actions[1], 0.0)  # the middle
     np.testing.assert_array_equal(after.controls[0, :-1], state[1][0, 1:])
+
+
+def overflowing(**settings: Any) -> Any:
+    policy = make("dilqr_rl/Pendulum-v0", horizon=5, **settings)
+    with torch.no_grad():
+        policy.problem.dynamics.parametrizations.length.original.fill_(-400.0)  # a length of 1e-174: rates overflow
+    return policy
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_forward_pass_says_once_that_the_middle_of_the_bounds_is_in_a_plans_place(caplog: pytest.LogCaptureFixture) -> None:
+    policy, seen = overflowing(), torch.as_tensor(starts(IDS[0], 3))
+    caplog.set_level(logging.INFO, "dilqr_rl")
+    for _ in range(3):
+        mean, _, _ = policy(seen, deterministic=True)
+        policy.evaluate_actions(seen, mean.detach())
+    assert (mean == 0.0).all()
+    assert warnings_of(caplog) == ["3 of 3 plans aren't finite: the middle of the bounds is in their place"]
+    assert len([one for one in caplog.messages if "aren't finite" in one]) == 6  # the others at level INFO
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_budget_that_holds_no_iteration_is_said_once(warm: bool, caplog: pytest.LogCaptureFixture) -> None:
+    seen, enough = starts(IDS[0], 3), ILQROptions(max_seconds=60.0)
+    for options, said in ((enough, 0), (ILQROptions(max_seconds=1e-6), 1)):
+        policy, state = make("dilqr_rl/Pendulum-v0", horizon=5, warm_start=warm, options=options), None
+        for _ in range(7):
+            _, state, plan = policy.act(seen, state, np.zeros(3, dtype=bool) if state else None)
+        told = [message for message in warnings_of(caplog) if "too short for a single iteration with 3 problems" in message]
+        assert len(told) == said
+        assert (plan.num_iterations == 0).all() == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": np.full(3, 7)}, r"state: expected version 1 of its layout, got \[7\]\. Another release"),
+        ({"controls": np.zeros((3, 5, 1), dtype=complex)}, r"state: expected what the last predict returned.*complex128"),
+        ({"gains": np.full((3, 5, 1, 3), None)}, r"state: expected what the last predict returned.*object"),
+    ],
+)
+def test_a_state_of_another_release_or_of_no_numbers_is_refused(change: dict[str, Any], message: str) -> None:
+    policy, seen = make(), starts(IDS[0], 3)
+    _, state, _ = policy.act(seen)
+    with pytest.raises(ValueError, match=message):
+        policy.predict(seen, state._replace(**change), np.zeros(3, dtype=bool))
 
 
 SHARED = make("Pendulum-v1")

@@ -36,6 +36,20 @@ def test_it_acts_as_the_learner(name: str) -> None:
     assert any(p.grad is not None and bool(p.grad.any()) for p in learnt)
 
 
+def test_a_plan_that_is_not_finite_is_no_action_of_a_learner(caplog: pytest.LogCaptureFixture) -> None:
+    """As of a policy that has no last plan: the middle of the bounds, and a warning, once."""
+    learner, seen = make("dx", starts=2), upright(3, seed=2)
+    with torch.no_grad():
+        learner.learnt_parameters()["dynamics.parametrizations.length.original"].fill_(-400.0)  # 1e-174 m: rates overflow
+    for _ in range(2):
+        action, state = learner.predict(seen)
+    assert state is None
+    np.testing.assert_array_equal(action, np.zeros((3, 1)))
+    assert (learner.plan(seen) == 0.0).all()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["3 of 3 plans aren't finite: the middle of the bounds is in their place"]
+
+
 @pytest.mark.parametrize(
     "settings", [{"bounded_weights": True}, {"weights": [2.0, 3.0, 0.5, 0.01], "goal": [1.0, 0.2, 0.0, 0.0]}]
 )
