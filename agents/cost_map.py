@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dilqr_rl.agents.learnable import LEARNABLE, parameter_values
-from dilqr_rl.agents.networks import perceptron
+from dilqr_rl.agents.networks import perceptron, widths
 from dilqr_rl.problem import ControlProblem
 
 __all__ = ["CostMap", "CostMapNetwork"]
@@ -29,7 +29,7 @@ class CostMap:
         hidden: widths of the hidden layers, with tanh.
 
     Raises:
-        ValueError: nothing to write, or something else in the place of a sequence.
+        ValueError: nothing to write, a width that isn't a positive integer, or something else in the place of a sequence.
     """
 
     writes: Sequence[str] = ("weights", "goal")
@@ -41,8 +41,8 @@ class CostMap:
             raise ValueError(f'writes: expected a sequence of names, such as ("weights", "goal"), got {self.writes!r}.')
         if isinstance(self.hidden, str) or not isinstance(self.hidden, Sequence):
             raise ValueError(f"hidden: expected widths of layers, such as (64, 64), got {self.hidden!r}.")
-        for name in ("writes", "hidden"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "writes", tuple(self.writes))
+        object.__setattr__(self, "hidden", tuple(widths("hidden", self.hidden)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.soundness import guard
 from dilqr_rl.agents.terminal_value import TerminalValue
+from dilqr_rl.checks import number, whole
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
 
@@ -30,7 +32,7 @@ class TerminalFit:
         seed: of the batches.
 
     Raises:
-        ValueError: a number that isn't above 0.
+        ValueError: a number that isn't above 0, or counts and isn't whole.
     """
 
     steps: int = 4000
@@ -39,9 +41,11 @@ class TerminalFit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}.")
+        for name in ("steps", "batch_size"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), "a whole number above 0"))
+        rate = number("learning_rate", self.learning_rate, "a number above 0", lambda value: 0 < value < math.inf)
+        object.__setattr__(self, "learning_rate", rate)
+        object.__setattr__(self, "seed", whole("seed", self.seed, "a whole number from 0 on", 0))
 
 
 def fit_terminal_value(

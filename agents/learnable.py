@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dilqr_rl.checks import number
 from dilqr_rl.problem import ControlProblem
 
 __all__ = ["LEARNABLE", "copy_values", "learnt_physics", "make_learnable", "parameter_values", "set_physics"]
@@ -65,15 +67,22 @@ def set_physics(dynamics: nn.Module, physics: Mapping[str, float]) -> None:
     Raises:
         ValueError: an unknown name, or a value that must be positive and isn't.
     """
+    if not isinstance(physics, Mapping):
+        raise ValueError(f'physics: expected a dict such as {{"mass": 2.0}}, got {physics!r}.')
     named = dict(dynamics.named_parameters())
     for name, value in physics.items():
         if name not in named:
             raise ValueError(f"physics: {name!r} is no parameter of this model; it has {sorted(named)}.")
-        if not torch.isfinite(torch.as_tensor(value)) or (name in getattr(dynamics, "positive", ()) and not value > 0):
-            expected = "a number above 0" if name in getattr(dynamics, "positive", ()) else "a finite number"
-            raise ValueError(f"physics: expected {expected} for {name!r}, got {value!r}.")
+        owner, _, leaf = name.rpartition(".")
+        positive = leaf in getattr(dynamics.get_submodule(owner), "positive", ())
+        expected = f"{'a number above 0' if positive else 'a finite number'} for {name!r}"
+        fits = _is_positive if positive else math.isfinite
         with torch.no_grad():
-            named[name].fill_(value)
+            named[name].fill_(number("physics", value, expected, fits))
+
+
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 def make_learnable(problem: ControlProblem, learn: Sequence[str], *, bounded_weights: bool = False) -> None:

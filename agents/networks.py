@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "Layers", "check_positive", "critic_layers", "draw_uniformly", "perceptron", "seeded"]
+from dilqr_rl.checks import MOST, whole
+
+__all__ = ["ACTIVATIONS", "Layers", "critic_layers", "draw_uniformly", "perceptron", "seeded", "widths"]
 
 Layers = Sequence[int] | Mapping[str, Sequence[int]] | None
 
@@ -28,8 +30,7 @@ def perceptron(sizes: Sequence[int], activation: str, generator: torch.Generator
     Raises:
         ValueError: a size that isn't a positive integer, or another activation.
     """
-    for size in sizes:
-        check_positive("hidden", size)
+    sizes = widths("hidden", sizes)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {[*ACTIVATIONS]}, got {activation!r}.")
     layers: list[nn.Module] = []
@@ -53,15 +54,17 @@ def seeded(seed: int, part: int = 0) -> torch.Generator:
     Raises:
         ValueError: the seed isn't a whole number from 0 on.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected a whole number from 0 on, got {seed!r}.")
+    seed = whole("seed", seed, "a whole number from 0 on", 0)
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, part)).generate_state(1)[0]))
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise a ValueError unless it is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected positive integers, got {value!r}.")
+def widths(name: str, values: Iterable[int]) -> list[int]:
+    """Widths of layers, as Python's integers.
+
+    Raises:
+        ValueError: one isn't a positive integer.
+    """
+    return [whole(name, value, "positive integers", most=MOST) for value in values]
 
 
 def critic_layers(net_arch: Layers, name: str, default: list[int]) -> dict[str, list[int]]:
@@ -82,4 +85,4 @@ def critic_layers(net_arch: Layers, name: str, default: list[int]) -> dict[str, 
             f'net_arch: expected widths of the critic\'s layers, a list or {{"{name}": [...]}}, got {net_arch!r}: '
             "the actor plans."
         )
-    return {"pi": [], name: list(layers)}
+    return {"pi": [], name: widths("net_arch", layers)}

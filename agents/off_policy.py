@@ -17,10 +17,11 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from dilqr_rl.agents.actor import ActorSettings, PlanningActor
-from dilqr_rl.agents.networks import Layers, critic_layers
+from dilqr_rl.agents.networks import Layers, critic_layers, widths
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.soundness import guard
 from dilqr_rl.agents.spaces import state_part
+from dilqr_rl.checks import number
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["MPCSACPolicy", "MPCTD3Policy"]
@@ -146,8 +147,8 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         squash_margin: float = 0.02,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(squash_margin, int | float) or not 0 < squash_margin < 1:
-            raise ValueError(f"squash_margin: expected a number between 0 and 1, got {squash_margin!r}.")
+        squash_margin = number("squash_margin", squash_margin, "a number between 0 and 1", lambda value: 0 < value < 1)
+        log_std_init = number("log_std_init", log_std_init, "a finite number")
         if kwargs.get("clip_mean", _CLIP_MEAN) != _CLIP_MEAN:
             raise ValueError(
                 f"clip_mean: expected none, got {kwargs['clip_mean']!r}. Use squash_margin, which does the same here."
@@ -186,8 +187,8 @@ def _sac_layers(net_arch: Layers) -> Any:
         wrong = set(net_arch or ()) - set(default)
         if wrong:
             raise ValueError(f'net_arch: expected widths of layers, a list or {{"pi": [...], "qf": [...]}}, got {net_arch!r}.')
-        return {**default, **(net_arch or {})}
-    return net_arch
+        return {name: widths("net_arch", layers) for name, layers in {**default, **(net_arch or {})}.items()}
+    return widths("net_arch", net_arch)
 
 
 class _SACActor(SACActor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from dilqr_rl.agents.plan_state import PlanState, State, last_plans
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
 from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations
+from dilqr_rl.checks import number, plain
 from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -99,8 +101,7 @@ class PlanningPolicy(BasePolicy):
         model_rate: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        if not model_rate > 0:
-            raise ValueError(f"model_rate: expected a number above 0, got {model_rate!r}.")
+        model_rate = number("model_rate", model_rate, "a number above 0", lambda value: 0 < value < math.inf)
         self.task = as_task(task)
         algorithm = calling_algorithm()
         self._algorithm = None if algorithm is None else AlgorithmsStates(algorithm, self.task)
@@ -117,15 +118,15 @@ class PlanningPolicy(BasePolicy):
             raise ValueError(f"terminal_value: expected widths of layers, such as (32, 32), or None, got {terminal_value!r}.")
         check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
-            "horizon": horizon,
-            "physics": dict(physics or {}),
+            "horizon": plain(horizon),
+            "physics": plain(physics or {}),
             "learn": learn if isinstance(learn, str) else tuple(learn),
             "options": options,
             "gradient": gradient,
             "warm_start": warm_start,
-            "starts": starts,
+            "starts": plain(starts),
             "cost_map": cost_map,
-            "terminal_value": None if terminal_value is None else tuple(terminal_value),
+            "terminal_value": None if terminal_value is None else tuple(plain(list(terminal_value))),
             "model_rate": model_rate,
         }
         by_space = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor

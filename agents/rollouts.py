@@ -22,6 +22,7 @@ from dilqr_rl.agents.learners import Learner
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.wrappers import changed_observations, refuse_changed_observations
+from dilqr_rl.checks import MOST, whole
 from dilqr_rl.tasks import ControlTask, find_task
 
 __all__ = ["RollOuts", "record", "record_plans", "roll_out"]
@@ -107,7 +108,7 @@ def roll_out(
     Raises:
         ValueError: there is no such environment, or no episode is asked for.
     """
-    _check_numbers(episodes, seed)
+    episodes, seed = _checked_numbers(episodes, seed)
     runs = []
     for number in range(episodes):
         env = make_env(env_id, env_kwargs)
@@ -144,7 +145,7 @@ def record(
             none, its model doesn't read these observations, or its actions aren't in the action space; no episode is asked
             for.
     """
-    _check_numbers(episodes, seed)
+    episodes, seed = _checked_numbers(episodes, seed)
     _check_recordable(env)
     _check_reader(env, policy)
     runs = []
@@ -170,7 +171,7 @@ def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, see
     Raises:
         ValueError: as for `record`; or the environment ends an episode before its plan does.
     """
-    _check_numbers(episodes, seed)
+    episodes, seed = _checked_numbers(episodes, seed)
     _check_recordable(env)
     refuse_changed_observations(env, learner.task)
     starts = np.stack([np.array(env.reset(seed=seed + number)[0]) for number in range(episodes)])
@@ -188,11 +189,8 @@ def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, see
     return Demonstrations(spec.id, arguments_of(spec), tuple(run.episode() for run in runs), open_loop=True)
 
 
-def _check_numbers(episodes: int, seed: int) -> None:
-    if episodes < 1:
-        raise ValueError(f"episodes: expected at least 1, got {episodes}.")
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}.")
+def _checked_numbers(episodes: int, seed: int) -> tuple[int, int]:
+    return whole("episodes", episodes, "at least 1", most=MOST), whole("seed", seed, "0 or more", 0)
 
 
 def _check_recordable(env: gym.Env[Any, Any]) -> None:

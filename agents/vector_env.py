@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from dilqr_rl.checks import MOST, whole
+
 __all__ = ["SB3VecEnv"]
 
 
@@ -58,8 +60,7 @@ class SB3VecEnv(VecEnv):
         Raises:
             ValueError: there is no environment of this id, or it refuses its arguments.
         """
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs: expected an integer of at least 1, got {num_envs!r}.")
+        num_envs = whole("num_envs", num_envs, "an integer of at least 1", most=MOST)
         full_id = f"dilqr_rl.envs:{env_id}" if env_id.startswith("dilqr_rl/") else env_id  # imports what registers it
         sync = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
         batch = {"vectorization_mode": "vector_entry_point", "autoreset_mode": "same_step"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dilqr_rl.checks import real_tensor, shown
 from dilqr_rl.problem import refuse_hidden_gradient
 
 __all__ = ["QuadraticCost"]
@@ -45,16 +46,14 @@ class QuadraticCost(nn.Module):
 
 
 def _vector(name: str, values: Tensor | Sequence[float]) -> Tensor:
+    expected = "a vector (n+m,) of finite numbers"
     refuse_hidden_gradient(name, values)
     if isinstance(values, nn.Parameter):
         vector: Tensor = values
     elif isinstance(values, Tensor):
         vector = values.detach().clone()
     else:
-        try:
-            vector = torch.as_tensor(values, dtype=torch.float64)
-        except (TypeError, ValueError):
-            vector = torch.empty(0, 0)
+        vector = real_tensor(name, values, expected)
     if vector.ndim != 1 or not vector.is_floating_point() or not torch.isfinite(vector).all():
-        raise ValueError(f"{name}: expected a vector (n+m,) of finite numbers, got {values!r}.")
+        raise ValueError(f"{name}: expected {expected}, got {shown(values)}.")
     return vector

@@ -88,7 +88,14 @@ def _checked(name: str, value: Tensor | None, x0: Tensor, one: tuple[int, ...]) 
     if not isinstance(value, Tensor) or tuple(value.shape) not in (shape, one):
         came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name}: expected a tensor of shape {shape} or {one}, got {came}.")
+    refuse_unreal(name, value)
     return finite(name, value).to(x0.device, torch.float64).expand(shape)
+
+
+def refuse_unreal(name: str, values: Tensor) -> None:
+    """Raise a ValueError for a tensor of complex numbers, whose imaginary part would be lost, or of bools."""
+    if values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name}: expected real numbers, got a tensor of {values.dtype}.")
 
 
 def finite(name: str, values: Tensor) -> Tensor:

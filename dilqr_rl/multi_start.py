@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dilqr_rl.guess import Guess, either
+from dilqr_rl.checks import whole
+from dilqr_rl.guess import Guess, either, finite, refuse_unreal
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution, Status
@@ -35,7 +36,7 @@ class MultiStart(nn.Module):
 
     Raises:
         ValueError: a planner with gradient="unroll", whose gradient is that of iterations from one start; starts of another
-            shape.
+            shape, or that aren't finite real numbers.
     """
 
     starts: Tensor
@@ -51,8 +52,9 @@ class MultiStart(nn.Module):
         if not isinstance(starts, Tensor) or starts.ndim != 3 or tuple(starts.shape[1:]) != shape or len(starts) == 0:
             came = tuple(starts.shape) if isinstance(starts, Tensor) else type(starts).__name__
             raise ValueError(f"starts: expected a tensor of shape {('S', *shape)}, got {came}.")
+        refuse_unreal("starts", starts)
         self.planner = planner
-        self.register_buffer("starts", starts.detach().to(torch.float64), persistent=False)
+        self.register_buffer("starts", finite("starts", starts).detach().to(torch.float64), persistent=False)
 
     @property
     def problem(self) -> ControlProblem:
@@ -125,8 +127,20 @@ def _from_starts(
         for name, value in (params or {}).items()
     }
     guess = Guess(starts.to(x0.device).repeat(B, 1, 1))
-    solution = planner.within(seconds, x0.repeat_interleave(S, 0), repeated, guess)
-    return solution.select(_cost(solution).view(B, S).argmin(1) + S * torch.arange(B, device=x0.device))
+    try:
+        solution = planner.within(seconds, x0.repeat_interleave(S, 0), repeated, guess)
+    except ValueError as error:
+        refused = error
+    else:
+        return _cheapest(solution, B)
+    planner.within(seconds, x0, params)  # which says what is wrong in the sizes that the user gave
+    raise refused
+
+
+def _cheapest(solution: Solution, B: int) -> Solution:
+    """Of solutions (B S, ...) those (B, ...) of the lowest cost."""
+    S = len(solution.cost) // B
+    return solution.select(_cost(solution).view(B, S).argmin(1) + S * torch.arange(B, device=solution.cost.device))
 
 
 def _is_zero(starts: Tensor) -> bool:
@@ -169,8 +183,10 @@ def first_swings(planner: ILQR, starts: int) -> Tensor:
         ValueError: there are not as many, or several where the gradient is that of iterations from one.
     """
     every = swings(planner.problem)
-    if isinstance(starts, bool) or not isinstance(starts, int) or not 1 <= starts <= len(every):
-        raise ValueError(f"starts: expected from 1 to {len(every)}, the number of swings for this problem, got {starts!r}.")
+    expected = f"from 1 to {len(every)}, the number of swings for this problem"
+    starts = whole("starts", starts, expected)
+    if starts > len(every):
+        raise ValueError(f"starts: expected {expected}, got {starts}.")
     if starts > 1 and planner.gradient == "unroll":
         raise ValueError(f'starts: expected 1 with gradient="unroll", whose iterations have one start, got {starts}.')
     return every[:starts]

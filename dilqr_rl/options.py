@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ILQROptions"]
+from dilqr_rl.checks import MOST, number, whole
 
-_MOST = 10**9  # of iterations
+__all__ = ["ILQROptions"]
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,26 @@ class ILQROptions:
     def __post_init__(self) -> None:
         if self.backend not in ("auto", "native", "torch"):
             raise ValueError(f'backend: expected "auto", "native" or "torch", got {self.backend!r}.')
-        for name in ("max_iterations", "line_search_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
-            if value > _MOST:
-                raise ValueError(f"{name}: expected at most {_MOST}, got {value}.")
         if not isinstance(self.record, bool):
             raise ValueError(f"record: expected True or False, got {self.record!r}.")
-        if self.max_seconds is not None and not _is_positive(self.max_seconds):
-            raise ValueError(f"max_seconds: expected a number of seconds above 0, or None, got {self.max_seconds!r}.")
-        for name in ("tolerance", "step_tolerance", "regularisation_min", "regularisation_max", "regularisation_factor"):
-            value = getattr(self, name)
-            if not _is_positive(value):
-                raise ValueError(f"{name}: expected a number above 0, got {value!r}.")
-        if not isinstance(self.sufficient_decrease, int | float) or not 0 < self.sufficient_decrease < 0.5:
-            raise ValueError(f"sufficient_decrease: expected a number between 0 and 0.5, got {self.sufficient_decrease!r}.")
-        if not self.regularisation_factor > 1:
-            raise ValueError(f"regularisation_factor: expected a number above 1, got {self.regularisation_factor!r}.")
+        for name in ("max_iterations", "line_search_steps"):
+            self._keep(name, whole(name, getattr(self, name), most=MOST))
+        if self.max_seconds is not None:
+            expected = "a number of seconds above 0, or None"
+            self._keep("max_seconds", number("max_seconds", self.max_seconds, expected, _is_positive))
+        for name in ("tolerance", "step_tolerance", "regularisation_min", "regularisation_max"):
+            self._keep(name, number(name, getattr(self, name), "a number above 0", _is_positive))
+        factor, share = self.regularisation_factor, self.sufficient_decrease
+        factor = number("regularisation_factor", factor, "a number above 1", lambda value: value > 1)
+        self._keep("regularisation_factor", factor)
+        share = number("sufficient_decrease", share, "a number between 0 and 0.5", lambda value: 0 < value < 0.5)
+        self._keep("sufficient_decrease", share)
+
+    def _keep(self, name: str, value: float) -> None:
+        """Python's own number, which a file can hold, in the place of another library's."""
+        if value is not getattr(self, name):
+            object.__setattr__(self, name, value)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _is_positive(value: float) -> bool:
+    return value > 0

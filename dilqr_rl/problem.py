@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dilqr_rl.checks import MOST, real_tensor, whole
 
 __all__ = ["ControlProblem"]
 
@@ -52,9 +53,9 @@ class ControlProblem(nn.Module):
         super().__init__()
         self.u_min: Tensor
         self.u_max: Tensor
-        self.horizon = _positive_integer("horizon", horizon)
-        self.state_size = _positive_integer("state_size", state_size)
-        self.control_size = _positive_integer("control_size", control_size)
+        self.horizon = whole("horizon", horizon, most=MOST)
+        self.state_size = whole("state_size", state_size, most=MOST)
+        self.control_size = whole("control_size", control_size, most=MOST)
         self.dynamics = _as_module("dynamics", dynamics)
         self.stage_cost = _as_module("stage_cost", stage_cost)
         self.terminal_cost = None if terminal_cost is None else _as_module("terminal_cost", terminal_cost)
@@ -67,12 +68,8 @@ class ControlProblem(nn.Module):
             self.register_parameter(name, bound)
         else:
             refuse_hidden_gradient(name, bound)
-            number = default if bound is None else bound
-            try:
-                value = number.detach() if isinstance(number, Tensor) else torch.as_tensor(number, dtype=torch.float64)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{name}: expected a number or a tensor ({self.control_size},), got {bound!r}.") from error
-            value = value if value.is_floating_point() else value.to(torch.float64)
+            expected = f"a number or a tensor ({self.control_size},)"
+            value = real_tensor(name, default if bound is None else bound, expected).detach()
             self.register_buffer(name, value.expand(self.control_size).clone() if value.ndim == 0 else value.clone())
         shape = tuple(getattr(self, name).shape)
         if shape not in ((), (self.control_size,)):
@@ -128,9 +125,3 @@ def _as_module(name: str, function: Callable[..., Tensor]) -> nn.Module:
     if not callable(function):
         raise ValueError(f"{name}: expected an nn.Module or a function, got {type(function).__name__} {function!r}.")
     return _Function(function)
-
-
-def _positive_integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
-    return int(value)

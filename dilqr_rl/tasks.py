@@ -7,12 +7,15 @@ agent plans with it. Neither imports the other.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from dilqr_rl.checks import MOST, number, real_tensor, whole
 from dilqr_rl.problem import ControlProblem
 
 __all__ = ["ControlTask", "find_task", "known_ids", "model_environment", "register_task"]
@@ -37,7 +40,7 @@ class ControlTask:
         env_kwargs: what the environment was made with; `find_task` fills it in.
 
     Raises:
-        ValueError: a bound or a factor that is neither a number nor an array.
+        ValueError: a size that is no positive integer, a bound or a factor that is neither a number nor an array.
     """
 
     name: str
@@ -55,12 +58,19 @@ class ControlTask:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("horizon", "state_size", "control_size", "starts"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), most=MOST))
+        expected = f"a number, or a tensor ({self.control_size},), with infinity for no bound"
         for name in ("u_min", "u_max", "control_per_action"):
             value = getattr(self, name)
-            if value is None or isinstance(value, list | tuple):
-                raise ValueError(
-                    f"{name}: expected a number, or a tensor ({self.control_size},), got {value!r}. No bound is infinity."
-                )
+            if isinstance(value, Tensor | np.ndarray):
+                real = real_tensor(name, value, expected)
+                if real.shape not in ((), (self.control_size,)):
+                    raise ValueError(f"{name}: expected {expected}, got the shape {tuple(real.shape)}.")
+                value = value if isinstance(value, Tensor) else real.numpy()
+            else:
+                value = number(name, value, expected, lambda value: not math.isnan(value))
+            object.__setattr__(self, name, value)
 
     def problem(self, horizon: int | None = None) -> ControlProblem:
         """The control problem that plans `horizon` steps of this task (its own default if None)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dilqr_rl.checks import number, shown
 
 __all__ = ["check_integer", "check_number", "check_one_of", "read_limits", "read_state", "read_vector"]
 
@@ -27,14 +29,14 @@ def check_number(name: str, value: Any, *, above: float | None = None, at_least:
         expected += f" above {above:g}"
     if at_least is not None:
         expected += f" of at least {at_least:g}"
+
+    def fits(found: float) -> bool:
+        return math.isfinite(found) and (above is None or found > above) and (at_least is None or found >= at_least)
+
     try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    except OverflowError:  # an integer beyond all floats
-        number = math.inf
-    in_range = (above is None or number > above) and (at_least is None or number >= at_least)
-    if not (math.isfinite(number) and in_range):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}. Correct {name}, or leave it out for its default.")
-    return number
+        return float(number(name, value, expected, fits))
+    except ValueError as error:
+        raise ValueError(f"{error} Correct {name}, or leave it out for its default.") from None
 
 
 def read_vector(name: str, values: Any, size: int) -> NDArray[np.float64]:
@@ -48,7 +50,7 @@ def read_vector(name: str, values: Any, size: int) -> NDArray[np.float64]:
     except (TypeError, ValueError, OverflowError):
         vector = np.empty(0)
     if vector.shape != (size,) or not np.isfinite(vector).all():
-        raise ValueError(f"{name}: expected an array of shape ({size},) that holds finite numbers, got {values!r}.")
+        raise ValueError(f"{name}: expected an array of shape ({size},) that holds finite numbers, got {shown(values)}.")
     return vector
 
 
@@ -60,7 +62,7 @@ def read_limits(name: str, values: Any, size: int) -> NDArray[np.float64]:
     """
     limits = read_vector(name, values, size).copy()
     if (limits <= 0.0).any() or (limits > _LARGEST).any():
-        raise ValueError(f"{name}: expected numbers above 0 and up to {_LARGEST:g}, got {values!r}.")
+        raise ValueError(f"{name}: expected numbers above 0 and up to {_LARGEST:g}, got {shown(values)}.")
     return limits
 
 
@@ -87,7 +89,7 @@ def read_state(name: str, values: Any, limit: NDArray[np.float64], cosines: tupl
         if abs(radius - 1.0) > _ROUNDING:
             state[index : index + 2] /= radius
     if (np.abs(state) > limit + 2 * _ROUNDING).any():
-        raise ValueError(f"{name}: expected absolute values of at most {limit.tolist()}, got {values!r}.")
+        raise ValueError(f"{name}: expected absolute values of at most {limit.tolist()}, got {shown(values)}.")
     return state
 
 
@@ -99,7 +101,7 @@ def check_integer(name: str, value: Any, least: int, most: int) -> int:
     """
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else least - 1
     if not least <= number <= most:
-        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r}.")
+        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {shown(value)}.")
     return number
 
 

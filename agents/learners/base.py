@@ -22,6 +22,7 @@ from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.progress import show_progress
 from dilqr_rl.agents.learners.segments import Segments, cut
 from dilqr_rl.agents.wrappers import refuse_changed_observations
+from dilqr_rl.checks import MOST, plain, whole
 from dilqr_rl.tasks import ControlTask, find_task
 
 __all__ = ["Learner"]
@@ -51,11 +52,9 @@ class Learner(nn.Module, ABC):
     def __init__(self, task: ControlTask | str, *, horizon: int | None = None, **settings: Any) -> None:
         super().__init__()
         self.task = as_task(task)
-        self.horizon = self.task.horizon if horizon is None else horizon
-        if isinstance(self.horizon, bool) or not isinstance(self.horizon, int) or self.horizon < 1:
-            raise ValueError(f"horizon: expected a positive integer, got {horizon!r}.")
+        self.horizon = whole("horizon", self.task.horizon if horizon is None else horizon, most=MOST)
         _check_names(type(self), settings)
-        self.settings: dict[str, Any] = {"horizon": self.horizon, **settings}
+        self.settings: dict[str, Any] = plain({"horizon": self.horizon, **settings})
 
     @classmethod
     def for_env(cls, env: gym.Env[Any, Any], **settings: Any) -> Self:

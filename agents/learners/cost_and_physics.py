@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from dilqr_rl.agents.environments import as_task
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.planning import PlanningLearner
+from dilqr_rl.checks import whole
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["CostAndPhysicsLearner", "CostLearner", "PhysicsLearner"]
@@ -38,8 +39,7 @@ class CostLearner(PlanningLearner):
     learns: ClassVar[tuple[str, ...]] = ("weights", "goal")
 
     def __init__(self, task: ControlTask | str, *, alternate: int = 0, **settings: Any) -> None:
-        if isinstance(alternate, bool) or not isinstance(alternate, int) or alternate < 0:
-            raise ValueError(f"alternate: expected a whole number of epochs from 0 on, got {alternate!r}.")
+        alternate = whole("alternate", alternate, "a whole number of epochs from 0 on", 0)
         task = as_task(task)
         size = task.state_size + task.control_size
         given = {name: value for name, value in settings.items() if value is not None}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
+
+from dilqr_rl.checks import number, whole
 
 __all__ = ["Damping", "FitOptions", "OptimizerName"]
 
@@ -32,10 +35,10 @@ class Damping:
     longest_step: float = 1.0
 
     def __post_init__(self) -> None:
-        _above("damping.start", self.start, 0.0)
-        _above("damping.factor", self.factor, 1.0)
-        _above("damping.longest_step", self.longest_step, 0.0)
-        _at_least("damping.attempts", self.attempts, 1)
+        _above(self, "start", 0.0, "damping.")
+        _above(self, "factor", 1.0, "damping.")
+        _above(self, "longest_step", 0.0, "damping.")
+        _at_least(self, "attempts", 1, "damping.")
 
 
 @dataclass(frozen=True)
@@ -81,26 +84,25 @@ class FitOptions:
         if self.optimizer not in ("lm", "adam", "rmsprop"):
             raise ValueError(f'optimizer: expected "lm", "adam" or "rmsprop", got {self.optimizer!r}.')
         for name in ("epochs", "batch_size", "validate_every"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("restarts", self.restarts, 0)
-        _at_least("scan_rounds", self.scan_rounds, 0)
-        _at_least("seed", self.seed, 0)
+            _at_least(self, name, 1)
+        for name in ("restarts", "scan_rounds", "seed"):
+            _at_least(self, name, 0)
         if self.patience is not None:
-            _at_least("patience", self.patience, 1)
-        _above("learning_rate", self.learning_rate, 0.0)
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds: expected a number from 0 on, got {self.checkpoint_seconds!r}.")
-        if not 0 <= self.final_rate <= 1:
-            raise ValueError(f"final_rate: expected a share from 0 to 1, got {self.final_rate}.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing: expected a number from 0 to below 1, got {self.smoothing}.")
+            _at_least(self, "patience", 1)
+        _above(self, "learning_rate", 0.0)
+        _within(self, "checkpoint_seconds", "a number from 0 on", lambda value: value >= 0)
+        _within(self, "final_rate", "a share from 0 to 1", lambda value: 0 <= value <= 1)
+        _within(self, "smoothing", "a number from 0 to below 1", lambda value: 0 <= value < 1)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number from {least} on, got {value!r}.")
+def _at_least(options: object, name: str, least: int, prefix: str = "") -> None:
+    value = whole(prefix + name, getattr(options, name), f"a whole number from {least} on", least)
+    object.__setattr__(options, name, value)
 
 
-def _above(name: str, value: float, least: float) -> None:
-    if not (value > least and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a number above {least:g}, got {value!r}.")
+def _above(options: object, name: str, least: float, prefix: str = "") -> None:
+    _within(options, name, f"a number above {least:g}", lambda value: value > least and math.isfinite(value), prefix)
+
+
+def _within(options: object, name: str, expected: str, fits: Callable[[float], bool], prefix: str = "") -> None:
+    object.__setattr__(options, name, number(prefix + name, getattr(options, name), expected, fits))

@@ -22,6 +22,7 @@ from dilqr_rl.agents.plan_state import middle_control
 from dilqr_rl.agents.policy import MPCPolicy
 from dilqr_rl.agents.soundness import unsound_values
 from dilqr_rl.agents.telling import Teller
+from dilqr_rl.checks import number
 from dilqr_rl.multi_start import best_of, first_swings
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
@@ -35,6 +36,7 @@ Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 _SOLVER = ILQROptions(max_iterations=100, tolerance=1e-7)
 _MOST_NUMBERS = 1000  # learnt by "lm", whose matrices have as many rows
+_FINITE = "finite numbers"
 _ROWS = 4096  # of a Jacobian, computed at once
 
 
@@ -80,9 +82,9 @@ class PlanningLearner(Learner):
         super().__init__(
             task,
             horizon=horizon,
-            physics=dict(physics or {}),
-            weights=None if weights is None else [float(weight) for weight in weights],
-            goal=None if goal is None else [float(number) for number in goal],
+            physics=physics or {},
+            weights=None if weights is None else [number("weights", one, _FINITE) for one in weights],
+            goal=None if goal is None else [number("goal", one, _FINITE) for one in goal],
             bounded_weights=bounded_weights,
             learn=None if learn is None else list(learn),
             gradient=gradient,
@@ -92,8 +94,8 @@ class PlanningLearner(Learner):
         )
         problem = copy.deepcopy(self.model()).problem(self.horizon)
         set_physics(problem.dynamics, physics or {})
-        for name, values in (("weights", weights), ("goal", goal)):
-            _fill(problem, name, values)
+        for name in ("weights", "goal"):
+            _fill(problem, name, self.settings[name])
         self.release(problem)
         self.planner = ILQR(problem, solver, gradient)
         self._starts = first_swings(self.planner, starts)

@@ -14,7 +14,8 @@ from dilqr_rl.agents.demonstrations import Demonstrations
 from dilqr_rl.agents.learners.base import Learner
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.segments import Segments
-from dilqr_rl.agents.networks import check_positive, draw_uniformly, perceptron, seeded
+from dilqr_rl.agents.networks import draw_uniformly, perceptron, seeded
+from dilqr_rl.checks import MOST, whole
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["RecurrentLearner"]
@@ -56,7 +57,7 @@ class RecurrentLearner(Learner):
         seed: int = 0,
     ) -> None:
         super().__init__(task, horizon=horizon, width=width, recurrent=recurrent, seed=seed)
-        check_positive("width", width)
+        width = whole("width", width, most=MOST)
         n, m = self.task.state_size, self.task.control_size
         self.encoder = _layers((n, width, width, width), seed, 0)
         self.embedding = _layers((m, width, width, width), seed, 1)

@@ -15,6 +15,7 @@ from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.planning import PlanningLearner
 from dilqr_rl.agents.learners.segments import Segments
 from dilqr_rl.agents.networks import perceptron, seeded
+from dilqr_rl.checks import number, plain
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["ResidualDynamics", "ResidualLearner"]
@@ -27,11 +28,15 @@ class ResidualDynamics(nn.Module):
         known: (x, u) -> next x (..., n).
         correction: (x, u) in one vector (..., n+m) -> what is added (..., n).
         control_scale: largest control, so that +-100 N don't saturate the network.
+
+    Raises:
+        ValueError: a scale that isn't above 0.
     """
 
     def __init__(self, known: nn.Module, correction: nn.Module, control_scale: float = 1.0) -> None:
         super().__init__()
-        self.known, self.correction, self.control_scale = known, correction, control_scale
+        self.known, self.correction = known, correction
+        self.control_scale = number("control_scale", control_scale, "a number above 0", lambda value: 0 < value < math.inf)
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         """The state (..., n) after x (..., n) under u (..., m)."""
@@ -70,7 +75,7 @@ class ResidualLearner(PlanningLearner):
     ) -> None:
         super().__init__(task, hidden=list(hidden), seed=seed, **settings)
         set_physics(self.problem.get_submodule("dynamics.known"), physics or {})
-        self.settings["physics"] = dict(physics or {})
+        self.settings["physics"] = plain(physics or {})
 
     def model(self) -> ControlTask:
         """The task with a correction of its dynamics."""

@@ -207,5 +207,5 @@ def test_a_policy_without_a_terminal_value_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "learning_rate"])
 def test_settings_of_the_fit_are_above_zero(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected a number above 0, got 0"):
+    with pytest.raises(ValueError, match=f"{name}: expected a (whole )?number above 0, got 0"):
         TerminalFit(**{name: 0})

@@ -10,7 +10,7 @@ import torch
 from problems import FLOAT, GRADIENTS, Gradient, LinearDynamics, pendulum, quadrotor
 from torch import Tensor, nn
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost
+from dilqr_rl import ILQR, ControlProblem, Guess, ILQROptions, QuadraticCost
 
 X0 = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]], dtype=FLOAT)
 ANYTHING: Any = "pendulum"
@@ -28,8 +28,8 @@ def problem(**changes: Any) -> ControlProblem:
     return ControlProblem(**arguments)
 
 
-def plan(x0: Any = X0, params: Any = None, u_init: Any = None, **settings: Any) -> Any:
-    return ILQR(pendulum(4), **settings)(x0, params=params, u_init=u_init)
+def plan(x0: Any = X0, params: Any = None, u_init: Any = None, guess: Any = None, **settings: Any) -> Any:
+    return ILQR(pendulum(4), **settings)(x0, params=params, u_init=u_init, guess=guess)
 
 
 def plan_with(**changes: Any) -> Any:
@@ -198,6 +198,18 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "u_init batch": (lambda: plan(u_init=full(3, 4, 1)), r"u_init: expected a tensor of shape .*, got \(3, 4, 1\)\."),
     "u_init nan": (lambda: plan(u_init=full(4, 1, value=NAN)), r"u_init: expected finite numbers, got nan\."),
+    "u_init complex": (
+        lambda: plan(u_init=torch.zeros(4, 1, dtype=torch.complex128)),
+        r"u_init: expected real numbers, got a tensor of torch\.complex128\.",
+    ),
+    "guess states complex": (
+        lambda: plan(guess=Guess(full(4, 1), torch.zeros(5, 3, dtype=torch.complex64))),
+        r"guess\.states: expected real numbers, got a tensor of torch\.complex64\.",
+    ),
+    "guess gains bool": (
+        lambda: plan(guess=Guess(full(4, 1), full(5, 3), torch.zeros(4, 1, 3, dtype=torch.bool))),
+        r"guess\.gains: expected real numbers, got a tensor of torch\.bool\.",
+    ),
     # The params
     "params name": (
         lambda: plan(params={"dynamics.weight": full()}),

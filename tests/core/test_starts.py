@@ -276,6 +276,12 @@ def test_unknown_parameters_and_states_are_refused_in_the_planners_words() -> No
         several(published_pendulum_starts(2), {"typo": torch.ones(2)})
     with pytest.raises(ValueError, match="x0: expected a floating-point tensor"):
         several([0.0])  # type: ignore[arg-type]
+    # In the sizes that were given, which are not those of the batch of all starts.
+    with pytest.raises(ValueError, match=r"x0: expected the shape \(B, 3\) or \(3,\), got \(2, 4\)\."):
+        several(torch.ones(2, 4, dtype=FLOAT))
+    with pytest.raises(ValueError, match=r"params\['dynamics\.mass'\]: .* \(\), \(2,\), \(2, 4\) .*, got \(3,\)\.") as caught:
+        several(published_pendulum_starts(2), {"dynamics.mass": torch.ones(3)})
+    assert caught.value.__context__ is None
 
 
 @each_backend
@@ -299,6 +305,8 @@ def test_a_neighbour_that_escapes_changes_no_other_plan(backend: Backend) -> Non
         (ILQR(pendulum(4), gradient="unroll"), None, 'planner: expected gradient="implicit" or "diffmpc"'),
         (ILQR(pendulum(4)), torch.zeros(4, 1), r"starts: expected a tensor of shape \('S', 4, 1\), got \(4, 1\)"),
         (ILQR(pendulum(4)), [1.0], "starts: expected a tensor of shape .* got list"),
+        (ILQR(pendulum(4)), torch.zeros(2, 4, 1, dtype=torch.complex64), "starts: expected real numbers, got a tensor of"),
+        (ILQR(pendulum(4)), torch.full((2, 4, 1), torch.nan), "starts: expected finite numbers, got nan"),
     ],
 )
 def test_what_can_not_be_several_starts_is_refused(planner: ILQR, starts: Tensor, message: str) -> None:

@@ -140,7 +140,7 @@ def test_the_published_complex_pendulum_is_as_printed(angle: float) -> None:
         ([1.0], r"options: expected a dict with keys among \('physics', 'state'\), got \[1\.0\]"),
         ({"physics": {"bogus": 1.0}}, r"physics: expected names among \[.*'gravity'.*\], got \['bogus'\]"),
         ({"physics": {"gravity": math.nan}}, r"gravity: expected a finite number, got nan"),
-        ({"physics": {"gravity": 10**400}}, r"gravity: expected a finite number, got 1000"),
+        ({"physics": {"gravity": 10**400}}, r"gravity: expected a finite number, got an integer of 1329 bits"),
         ({"physics": {"gravity": "strong"}}, r"gravity: expected a finite number, got 'strong'"),
         ({"physics": "moon"}, r"physics: expected a dict such as .*, got 'moon'"),
         ({"state": [1.0]}, r'options\["state"\]: expected an array of shape \(\d,\) that holds finite numbers, got \[1\.0\]'),

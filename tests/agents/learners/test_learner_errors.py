@@ -77,7 +77,7 @@ def test_a_task_is_needed() -> None:
             "stage_cost.weights is kept positive while it is learnt, so it can't start at 0",
         ),
         ("cost", {"weights": [0.5, 0.5, 2.0, 0.5], "bounded_weights": True}, "is kept below 1 .* can't start at 2"),
-        ("cost", {"goal": [np.nan] * 4}, "goal: expected 4 finite numbers"),
+        ("cost", {"goal": [np.nan] * 4}, "goal: expected finite numbers, got nan"),
         ("cost", {"alternate": -1}, "alternate: expected a whole number of epochs from 0 on, got -1"),
         ("cost_dx", {"alternate": True}, "alternate: expected a whole number"),
     ],

@@ -168,7 +168,7 @@ def test_stable_baselines_evaluates_it_as_episodes_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make(width=0), "width: expected positive integers, got 0"),
+        (lambda: make(width=0), "width: expected a positive integer, got 0"),
         (lambda: make(seed=-1), "seed: expected a whole number from 0 on, got -1"),
         (lambda: make().predict(observed(2), (np.zeros((1, 3, WIDTH)),) * 2), r"state: expected .* two arrays \(1, 2, 8\)"),
         (lambda: make().predict(observed(2), None, np.zeros(3)), "episode_start: expected 2 flags"),
