@@ -93,7 +93,7 @@ class PlanningLearner(Learner):
             **settings,
         )
         problem = copy.deepcopy(self.model()).problem(self.horizon)
-        set_physics(problem.dynamics, physics or {})
+        set_physics(self.known_physics(problem), physics or {})
         for name in ("weights", "goal"):
             _fill(problem, name, self.settings[name])
         self.release(problem)
@@ -108,6 +108,10 @@ class PlanningLearner(Learner):
     def model(self) -> ControlTask:
         """What it plans with: the task, unless a subclass has other dynamics."""
         return self.task
+
+    def known_physics(self, problem: ControlProblem) -> nn.Module:
+        """The part of a problem of `model` that has the numbers of the argument `physics`: its dynamics."""
+        return problem.dynamics
 
     @property
     def problem(self) -> ControlProblem:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dilqr_rl.agents.learnable import set_physics
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.planning import PlanningLearner
 from dilqr_rl.agents.learners.segments import Segments
 from dilqr_rl.agents.networks import perceptron, seeded
-from dilqr_rl.checks import number, plain
+from dilqr_rl.checks import number
+from dilqr_rl.problem import ControlProblem
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["ResidualDynamics", "ResidualLearner"]
@@ -53,8 +53,8 @@ class ResidualLearner(PlanningLearner):
         task: as for every planning learner.
         hidden: widths of the network's hidden layers, with tanh.
         seed: of the weights that it starts with.
-        physics: numbers of the known physics, by name; the task's own by default. They stay as they are.
-        **settings: as for every planning learner.
+        **settings: as for every planning learner. `physics` are those of the known model, which stay as they are unless `learn`
+            names them, as "dynamics.known.mass".
 
     Raises:
         ValueError: as for every planning learner; a width or a seed that is none.
@@ -70,12 +70,9 @@ class ResidualLearner(PlanningLearner):
         *,
         hidden: Sequence[int] = (16,),
         seed: int = 0,
-        physics: Mapping[str, float] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(task, hidden=list(hidden), seed=seed, **settings)
-        set_physics(self.problem.get_submodule("dynamics.known"), physics or {})
-        self.settings["physics"] = plain(physics or {})
 
     def model(self) -> ControlTask:
         """The task with a correction of its dynamics."""
@@ -83,6 +80,10 @@ class ResidualLearner(PlanningLearner):
         scale = largest if math.isfinite(largest) and largest > 0 else 1.0
         correction = self._draw(seeded(self.settings["seed"]))
         return replace(self.task, dynamics=ResidualDynamics(self.task.dynamics, correction, scale))
+
+    def known_physics(self, problem: ControlProblem) -> nn.Module:
+        """See `PlanningLearner`: what the network corrects."""
+        return problem.get_submodule("dynamics.known")
 
     def scan(self, segments: Segments, options: FitOptions) -> bool:
         """Nothing: no network is found by drawing."""
@@ -95,8 +96,8 @@ class ResidualLearner(PlanningLearner):
         self.problem.get_submodule("dynamics.correction").load_state_dict(drawn.state_dict())
 
     def readable_parameters(self) -> dict[str, Tensor]:
-        """None: a network's weights say nothing to a person."""
-        return {}
+        """None where the network is learnt, whose weights say nothing to a person."""
+        return {} if any(name.startswith(self.learns) for name in self._learnt) else super().readable_parameters()
 
     def _draw(self, generator: torch.Generator) -> nn.Sequential:
         n, m = self.task.state_size, self.task.control_size

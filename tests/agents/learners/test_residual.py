@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost
 from dilqr_rl.agents.demonstrations import Demonstrations
-from dilqr_rl.agents.learners import FitOptions, PhysicsLearner, ResidualDynamics, ResidualLearner
+from dilqr_rl.agents.learnable import set_physics
+from dilqr_rl.agents.learners import FitOptions, PhysicsLearner, ResidualDynamics, ResidualLearner, identifiability
 from dilqr_rl.agents.learners.segments import Segments
 from dilqr_rl.envs import PendulumDynamics, PublishedPendulumDynamics
 from dilqr_rl.tasks import ControlTask
@@ -125,6 +127,27 @@ def test_control_without_bounds_is_not_scaled() -> None:
     free = ResidualLearner(ControlTask(**{**vars(task()), "u_min": -np.inf, "u_max": np.inf}))
     assert isinstance(free.problem.dynamics, ResidualDynamics)
     assert free.problem.dynamics.control_scale == 1.0
+
+
+def test_known_physics_are_named_as_they_stand_and_learnt_if_asked_for(tmp_path: Path) -> None:
+    """Given under their own names, learnt under that of their place in the model."""
+    learner = make(learn=["dynamics.known.mass"], physics={"mass": 1.3, "gravity": 9.0})
+    assert {name: value.item() for name, value in learner.readable_parameters().items()} == pytest.approx(
+        {"dynamics.known.mass": 1.3}
+    )
+    assert learner.problem.get_parameter("dynamics.known.gravity").item() == 9.0
+    learner.save(tmp_path / "learner.safetensors")
+    assert ResidualLearner.load(tmp_path / "learner.safetensors", task()).settings == learner.settings
+    train = demonstrations(6, 4)
+    learner.fit(train, demonstrations(3, 5), FitOptions(optimizer="lm", epochs=3))
+    assert learner.readable_parameters()["dynamics.known.mass"].item() != pytest.approx(1.3)
+    assert identifiability(learner, train).names == ("dynamics.known.mass",)
+    both = make(learn=["dynamics.known.mass", "dynamics.correction."], physics={"mass": 1.3})
+    assert both.readable_parameters() == {}
+    problem = learner.fitted_task().problem()  # as a policy has it
+    set_physics(problem.dynamics, {"known.mass": 2.0})
+    with pytest.raises(ValueError, match=r"physics: expected a number above 0 for 'known\.mass', got -1\.0"):
+        set_physics(problem.dynamics, {"known.mass": -1.0})
 
 
 @pytest.mark.parametrize(
