@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["like_ctrl_c"]
+__all__ = ["like_ctrl_c", "until_interrupted"]
+
+_log = logging.getLogger("dilqr_rl")
 
 _ENDS = ("SIGTERM", "SIGHUP")  # a shutdown, a batch system's time limit; a terminal that is closed
 
@@ -38,3 +41,20 @@ def like_ctrl_c() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP end what goes on, and the program goes on behind it, where it can save what it has.
+
+        with until_interrupted():
+            model.learn(100_000)
+        model.save("model.zip")
+
+    A line in the log says so. For scripts whose training has no such end of its own, as that of Stable-Baselines3 hasn't.
+    """
+    try:
+        with like_ctrl_c():
+            yield
+    except KeyboardInterrupt:
+        _log.warning("interrupted: going on with what there is so far")

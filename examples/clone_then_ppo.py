@@ -7,6 +7,7 @@ lean by 24 degrees: a mean return of -259. The clone finds that goal from his ac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from dilqr_rl.agents import CostLearner, SB3VecEnv, record_plans
+from dilqr_rl.signals import until_interrupted
 
 ENV_ID = "dilqr_rl/Pendulum-v0"
 WEIGHTS = [1.0, 1.0, 0.1, 0.001]
@@ -29,6 +31,8 @@ class Args:
     seed: int = 0
     episodes: int = 20
     """of each evaluation"""
+    out: Path | None = None
+    """where to keep the model, a .zip; Ctrl-C, SIGTERM and SIGHUP end the training early, and it is kept all the same"""
 
 
 def mean_return(policy: Any, args: Args) -> float:
@@ -60,7 +64,10 @@ def main(args: Args) -> dict[str, float]:
         device="cpu",
     )
     found["PPO, before"] = mean_return(model, args)
-    model.learn(args.steps)
+    with until_interrupted():
+        model.learn(args.steps)
+    if args.out is not None:
+        model.save(args.out)
     found["PPO, after"] = mean_return(model, args)
     for name, value in found.items():
         print(f"{name}: mean return {value:.0f}")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from dilqr_rl import ControlTask, QuadraticCost
 from dilqr_rl.agents import MPCPolicy, ResidualDynamics, SolverHealthCallback, roll_out
+from dilqr_rl.signals import until_interrupted
 
 ENV_ID = "InvertedPendulum-v5"
 GEAR = 100.0  # N per unit of action; actions go from -3 to 3
@@ -48,6 +50,8 @@ class Args:
     fit_iterations: int = 150
     ppo_steps: int = 8_192
     seed: int = 0
+    out: Path | None = None
+    """where to keep PPO's model, a .zip; Ctrl-C, SIGTERM and SIGHUP end the training early, and it is kept all the same"""
 
 
 class CartPole(nn.Module):
@@ -212,7 +216,10 @@ def train(args: Args) -> Any:
         seed=args.seed,
         device="cpu",
     )
-    model.learn(args.ppo_steps, callback=SolverHealthCallback())
+    with until_interrupted():
+        model.learn(args.ppo_steps, callback=SolverHealthCallback())
+    if args.out is not None:
+        model.save(args.out)
     return model.policy
 
 

@@ -7,6 +7,7 @@ own cost knows of none and stays at the middle, with a mean return of -17; with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from dilqr_rl import ControlTask, QuadraticCost
 from dilqr_rl.agents import CostMap, MPCPolicy
+from dilqr_rl.signals import until_interrupted
 
 TIME_STEP = 0.1  # s
 
@@ -80,6 +82,8 @@ class Args:
     seed: int = 0
     episodes: int = 20
     """of each evaluation"""
+    out: Path | None = None
+    """where to keep the model, a .zip; Ctrl-C, SIGTERM and SIGHUP end the training early, and it is kept all the same"""
 
 
 def make_env() -> gym.Env[Any, Any]:
@@ -108,7 +112,10 @@ def main(args: Args) -> dict[str, float]:
     )
     before = mean_return(model, args)
     print(f"before: mean return {before:.1f}")
-    model.learn(args.steps)
+    with until_interrupted():
+        model.learn(args.steps)
+    if args.out is not None:
+        model.save(args.out)
     after = mean_return(model, args)
     print(f"after {model.num_timesteps} steps: mean return {after:.1f}")
     goals = goals_for(model, np.array([-0.8, 0.0, 0.8], np.float32))

@@ -3,7 +3,7 @@
 Run it: `python examples/ppo_pendulum.py state` takes some five seconds on one core, `python examples/ppo_pendulum.py pixels`
 some two and a half minutes. Before learning, the mean return is about -1100; at the end, over seeds 0 to 4, it is between
 -136 and -126 from states and between -160 and -134 from pixels. Table and picture of each are in examples/results, made with
-`--seeds 0 1 2 3 4 --out examples/results`.
+`--seeds 0 1 2 3 4 --out examples/results`. Ctrl-C, SIGTERM and SIGHUP end it early, with those of what has been learnt.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from dilqr_rl.agents import SB3VecEnv
+from dilqr_rl.signals import until_interrupted
 
 ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "state": ("dilqr_rl/Pendulum-v0", {}),
@@ -97,12 +98,13 @@ def make_envs(sees: str, count: int) -> VecMonitor:
     return VecMonitor(SB3VecEnv.make(env_id, count, **env_kwargs))
 
 
-def learn(args: Args, seed: int) -> list[Point]:
+def learn(args: Args, seed: int, curves: list[list[Point]]) -> None:
+    """Train with one seed; its curve is among the others from the start, so that one that is cut off is there too."""
     policy, settings = POLICIES[args.sees]
     envs = VecNormalize(make_envs(args.sees, args.environments), norm_obs=False, gamma=PPO_SETTINGS["gamma"])
     evaluations = Evaluations(make_envs(args.sees, EVALUATION_EPISODES), args.evaluate_every, seed)
+    curves.append(evaluations.points)
     PPO(policy, envs, seed=seed, **PPO_SETTINGS, **settings).learn(args.steps, callback=evaluations)
-    return evaluations.points
 
 
 def write_table(path: Path, points: Iterable[Point]) -> None:
@@ -130,11 +132,17 @@ def draw(path: Path, args: Args, curves: list[list[Point]]) -> None:
 
 def main(args: Args) -> list[Point]:
     torch.set_num_threads(1)  # these tensors are small
-    curves = [learn(args, seed) for seed in args.seeds]
+    curves: list[list[Point]] = []
+    with until_interrupted():
+        for seed in args.seeds:
+            learn(args, seed, curves)
+    curves = [curve for curve in curves if curve]
     points = [point for curve in curves for point in curve]
+    if not points:
+        return []
     args.out.mkdir(parents=True, exist_ok=True)
     write_table(args.out / f"ppo_{args.sees}.csv", points)
-    draw(args.out / f"ppo_{args.sees}.png", args, curves)
+    draw(args.out / f"ppo_{args.sees}.png", args, [curve for curve in curves if len(curve) == len(curves[0])])
     for curve in curves:
         first = next((point for point in curve if point.mean_return > -250), None)
         reached = "not reached" if first is None else f"first at {first.steps} steps, {first.seconds:.0f} s"

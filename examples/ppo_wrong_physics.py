@@ -7,6 +7,7 @@ Pendulum-v1 is -752, after 3072 steps about -130. `dilqr reproduce r1` has the c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import gymnasium as gym
 import torch
@@ -18,6 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from dilqr_rl import QuadraticCost, find_task
 from dilqr_rl.agents import MPCPolicy, SolverHealthCallback
+from dilqr_rl.signals import until_interrupted
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Args:
     seed: int = 0
     episodes: int = 20
     """of each evaluation"""
+    out: Path | None = None
+    """where to keep the model, a .zip; Ctrl-C, SIGTERM and SIGHUP end the training early, and it is kept all the same"""
 
 
 def mean_return(model: PPO, args: Args) -> float:
@@ -60,7 +64,10 @@ def main(args: Args) -> dict[str, float]:
     )
     before = mean_return(model, args)
     print(f"before: mean return {before:.0f}")
-    model.learn(args.steps, callback=SolverHealthCallback())
+    with until_interrupted():
+        model.learn(args.steps, callback=SolverHealthCallback())
+    if args.out is not None:
+        model.save(args.out)
     after = mean_return(model, args)
     print(f"after {model.num_timesteps} steps: mean return {after:.0f}")
     for name, value in model.policy.parameter_values().items():  # type: ignore[operator]

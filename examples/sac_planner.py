@@ -8,6 +8,7 @@ the goal follows, knows nothing yet; at the end it is about -130.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import gymnasium as gym
 import torch
@@ -18,6 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from dilqr_rl import QuadraticCost, find_task
 from dilqr_rl.agents import MPCSACPolicy, SolverHealthCallback
+from dilqr_rl.signals import until_interrupted
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Args:
     seed: int = 0
     episodes: int = 20
     """of each evaluation"""
+    out: Path | None = None
+    """where to keep the model, a .zip; Ctrl-C, SIGTERM and SIGHUP end the training early, and it is kept all the same"""
 
 
 def mean_return(model: SAC, args: Args) -> float:
@@ -60,7 +64,10 @@ def main(args: Args) -> dict[str, float]:
     )
     before = mean_return(model, args)
     print(f"before: mean return {before:.0f}")
-    model.learn(args.steps, callback=SolverHealthCallback())
+    with until_interrupted():
+        model.learn(args.steps, callback=SolverHealthCallback())
+    if args.out is not None:
+        model.save(args.out)
     after = mean_return(model, args)
     goal = [round(number, 2) for number in model.policy.parameter_values()["stage_cost.goal"].tolist()]  # type: ignore[operator]
     print(f"after {model.num_timesteps} steps: mean return {after:.0f}, goal {goal}")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripts import load_script
+from stable_baselines3 import SAC
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPT = EXAMPLES / "ppo_pendulum.py"
@@ -72,3 +78,30 @@ def test_ppo_goes_on_from_the_clone() -> None:
     assert found["clone"] == pytest.approx(found["demonstrator"], rel=0.05)
     assert found["PPO, before"] == pytest.approx(found["clone"], rel=1e-3)
     assert found["PPO, after"] > found["clone"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_training_that_is_told_to_end_keeps_its_model(name: str, tmp_path: Path) -> None:
+    """Stable-Baselines3's own `learn` knows nothing of signals."""
+    command = [
+        sys.executable,
+        EXAMPLES / "sac_planner.py",
+        "--steps",
+        "1000000",
+        "--episodes",
+        "1",
+        "--out",
+        tmp_path / "model.zip",
+    ]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("before: mean return")
+        time.sleep(2.0)
+        process.send_signal(getattr(signal, name))
+        out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "interrupted: going on with what there is so far" in errors
+    assert out.startswith("after ")
+    assert SAC.load(tmp_path / "model.zip").num_timesteps > 0

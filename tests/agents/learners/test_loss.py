@@ -200,6 +200,34 @@ def test_the_lock_of_a_process_that_was_killed_is_free(train: Demonstrations, he
     make("dx").fit(train, held_out, quick("adam", epochs=1), folder=tmp_path)
 
 
+# A training of somebody else's, in a script.
+
+SCRIPT = """
+import os, signal, sys
+from dilqr_rl.signals import until_interrupted
+with until_interrupted():
+    print("begins", flush=True)
+    while True:
+        pass
+print("saved", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_script_that_is_told_to_end_goes_on_to_where_it_saves(name: str) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    }
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=-1, stderr=-1, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        process.send_signal(getattr(signal, name))
+        out, errors = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("saved True\n", 0)
+    assert "interrupted: going on with what there is so far" in errors
+
+
 # Folders that were tampered with.
 
 
