@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import os
 import signal
@@ -19,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dilqr_rl.agents import Demonstrations
-from dilqr_rl.agents.learners import FitResult, load_learner, run_folder
+from dilqr_rl.agents.learners import FitResult, load_learner, lock, run_folder
 from dilqr_rl.signals import like_ctrl_c
 
 ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0, "scan_rounds": 0}
@@ -198,6 +200,42 @@ def test_the_lock_of_a_process_that_was_killed_is_free(train: Demonstrations, he
             make("dx").fit(train, held_out, quick("adam", epochs=1), folder=tmp_path)
         process.kill()
     make("dx").fit(train, held_out, quick("adam", epochs=1), folder=tmp_path)
+
+
+class WindowsLocks:
+    """As `msvcrt` has them: of a byte where the file stands, which nobody else may read then."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+
+    def locking(self, handle: int, mode: int, count: int) -> None:
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        self.places.append(os.lseek(handle, 0, os.SEEK_CUR))
+        fcntl = importlib.import_module("fcntl")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="with locks of POSIX in the place of those of Windows")
+def test_a_system_without_fcntl_locks_as_windows_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "msvcrt", WindowsLocks())
+    first = lock.FolderLock(tmp_path)
+    with pytest.raises(BlockingIOError, match=rf"another training \(process {os.getpid()}\) writes"):
+        lock.FolderLock(tmp_path)
+    first.release()
+    lock.FolderLock(tmp_path).release()
+    assert min(lock.msvcrt.places) > 1000  # behind the text
+    assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    monkeypatch.setattr(lock, "msvcrt", None)
+    lock.FolderLock(tmp_path).release()
+    assert "can't be locked ([Errno 38] this system has no locks): don't let two trainings write to it" in caplog.text
 
 
 # A training of somebody else's, in a script.
