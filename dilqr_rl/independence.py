@@ -9,10 +9,13 @@ from torch import Tensor
 
 from dilqr_rl.consistency import ROUGH, agree
 from dilqr_rl.instance import SHARED, Instance, own_tensors
+from dilqr_rl.solution import Solution
 
-__all__ = ["near", "plain_instance", "refuse_coupled"]
+__all__ = ["near", "plain_instance", "refuse_coupled", "refuse_coupled_along"]
 
 _PROBLEMS, _STEPS = 3, 2
+_COUNT = _PROBLEMS * _STEPS
+_MOST = 8 * _COUNT  # points of a solution that are looked at
 
 
 def plain_instance(instance: Instance) -> Instance:
@@ -28,7 +31,6 @@ def near(given: Tensor, count: int, seed: int) -> Tensor:
     return given.detach()[[0] * (count - 1) + [-1]] + 0.1 * noise
 
 
-@torch.no_grad()
 def refuse_coupled(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
     """Raise a ValueError where a function mixes the problems of a batch, or their steps.
 
@@ -37,8 +39,22 @@ def refuse_coupled(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
         x0: start states (B, n), near which the functions are called.
         u_init: controls (B, T, m).
     """
-    plain, count = plain_instance(instance), _PROBLEMS * _STEPS
-    x, u = near(x0, count, seed=0), near(u_init[:, 0], count, seed=1)
+    _refuse_coupled_at(plain_instance(instance), near(x0, _COUNT, seed=0), near(u_init[:, 0], _COUNT, seed=1))
+
+
+def refuse_coupled_along(instance: Instance, solution: Solution) -> None:
+    """The same at a solution's own points, the farthest from its starts among them: some functions mix problems only there."""
+    x, u = solution.states[:, :-1], solution.controls
+    far = torch.where(x.isfinite(), x - x[:, :1], 0.0).square().sum(-1).flatten().argsort(descending=True)
+    chosen = far[torch.linspace(0, len(far) - 1, _MOST).long()]
+    pairs = zip(x.flatten(0, 1)[chosen].split(_COUNT), u.flatten(0, 1)[chosen].split(_COUNT), strict=True)
+    for points in pairs:
+        _refuse_coupled_at(plain_instance(instance), *points)
+
+
+@torch.no_grad()
+def _refuse_coupled_at(plain: Instance, x: Tensor, u: Tensor) -> None:
+    """Raise where functions give something else for points x (6, n), u (6, m) together than for each alone."""
     functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "dynamics": plain.dynamics,
         "stage_cost": plain.stage_cost,

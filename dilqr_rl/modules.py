@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-__all__ = ["call_with", "everywhere", "tensors_of"]
+__all__ = ["call_with", "doubles_of", "everywhere", "tensors_of"]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
         f"{prefix}.{name}" if prefix else name: tensor
         for kind in ("_parameters", "_buffers")
         for prefix, one in modules
-        for name, tensor in vars(one)[kind].items()
+        for name, tensor in list(vars(one)[kind].items())
         if tensor is not None
     }
     lazy = next((name for name, tensor in found.items() if is_lazy(tensor)), None)
@@ -36,6 +36,11 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
             "control, before it goes into a planner."
         )
     return found
+
+
+def doubles_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of floating point, in float64 and without derivatives, by the names of `tensors_of`."""
+    return {name: tensor.detach().double() for name, tensor in tensors_of(module).items() if tensor.is_floating_point()}
 
 
 def everywhere(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

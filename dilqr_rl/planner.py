@@ -7,19 +7,22 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dilqr_rl.adjoint import Adjoint
+from dilqr_rl.consistency import disagreement
 from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.guess import Guess, checked_guess, finite
 from dilqr_rl.ilqr import Decision, Iterate, solve
-from dilqr_rl.independence import refuse_coupled
+from dilqr_rl.independence import refuse_coupled, refuse_coupled_along
 from dilqr_rl.instance import Instance, bind, check_values
-from dilqr_rl.native.program import NativeAdjoint, Program, drop_program, find_program, structure_of
+from dilqr_rl.native.adjoint import NativeAdjoint
+from dilqr_rl.native.program import Program
+from dilqr_rl.native.programs import drop_program, find_program, structure_of
 from dilqr_rl.no_derivatives import find_missing, suspects
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
@@ -44,12 +47,16 @@ class _Bound:
         """The solution from x0 (B, n), without gradients."""
         if self.program is None or self._arguments is None:
             return _solution(*solve(self.instance, x0, guess, options))
-        began = time.perf_counter()
+        began, audit = time.perf_counter(), self.program.solves
         solution = self.program.solve(self._arguments, x0, guess, options)
         took, budget = time.perf_counter() - began, options.max_seconds
-        role = self.program.disagreement(self.instance, solution, took, math.inf if budget is None else budget - took)
+        if not audit.due(took, math.inf if budget is None else budget - took):
+            return solution
+        role = audit.look(lambda: disagreement(self.instance, solution))
         if role is None:
             return solution
+        audit.owe()  # where it ends in an error now, it has to next time
+        refuse_coupled_along(self.instance, solution)
         drop_program(self.instance.problem, self.program, role, options.backend == "native")
         bound: _Bound | None = self
         while bound is not None:
@@ -57,11 +64,11 @@ class _Bound:
             bound = bound._whole
         return self.solve(x0, guess, options)
 
-    def pullback(self, solution: Solution, exact: bool) -> Pullback:
-        """What differentiates a solution."""
+    def pullback(self, solution: Solution, exact: bool, required: bool) -> Pullback:
+        """What differentiates a solution; with `required`, natively or not at all, once it has been solved so."""
         if self.program is None or self._arguments is None:
             return Adjoint(self.instance, solution, exact)
-        return NativeAdjoint(self.program, self.instance, self._arguments, solution, exact)
+        return NativeAdjoint(self.program, self.instance, self._arguments, solution, exact, required)
 
     def select(self, index: Tensor) -> _Bound:
         """Some problems of the batch."""
@@ -104,7 +111,7 @@ class ILQR(nn.Module):
         self.problem = problem
         self.options = options or ILQROptions()
         self.gradient = gradient
-        self._singular_said = False
+        self._said: set[str] = set()
 
     def forward(
         self,
@@ -225,21 +232,24 @@ class ILQR(nn.Module):
         if self.gradient == "unroll" or not _is_differentiable(x0, *bound.instance.values):
             return solution
         self._tell_singular(solution)
-        pullback = bound.pullback(solution, exact=self.gradient == "implicit")
+        pullback = bound.pullback(solution, self.gradient == "implicit", self.options.backend == "native")
         states, controls, cost = attach(pullback, solution, x0, bound.instance.values)
         return replace(solution, states=states, controls=controls, cost=cost)
 
     def _tell_singular(self, solution: Solution) -> None:
-        """Log how many solutions with gradients are singular, as a warning the first time and at level INFO from then on."""
+        """Log how many solutions with gradients are singular."""
         count = int(solution.singular.sum())
+        text = (
+            "%d of %d solutions are singular: some controls, or combinations of them, cost nothing, and their derivatives "
+            "are those of least norm; Solution.singular tells which"
+        )
         if count > 0:
-            level = logging.INFO if self._singular_said else logging.WARNING
-            self._singular_said = True
-            text = (
-                "%d of %d solutions are singular: some controls, or combinations of them, cost nothing, and their derivatives "
-                "are those of least norm; Solution.singular tells which"
-            )
-            _log.log(level, text, count, len(solution.singular))
+            self._tell(text, count, len(solution.singular))
+
+    def _tell(self, text: str, *numbers: Any) -> None:
+        """Log something of solutions, as a warning the first time and at level INFO from then on."""
+        _log.log(logging.INFO if text in self._said else logging.WARNING, text, *numbers)
+        self._said.add(text)
 
     def _doubted(self, bound: _Bound, x0: Tensor, solution: Solution, options: ILQROptions, began: float) -> Solution:
         """The solution from zero controls, and where it can't be trusted, a cheaper one from another start, if there is one.

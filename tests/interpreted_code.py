@@ -18,7 +18,7 @@ from problems import FLOAT, normal
 from torch import Tensor
 
 from dilqr_rl import ControlProblem
-from dilqr_rl.native.program import trace_problem
+from dilqr_rl.native.programs import trace_problem
 
 INTRINSICS: dict[str, Callable[..., Any]] = {"select": lambda condition, then, otherwise: then if condition else otherwise}
 

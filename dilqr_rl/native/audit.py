@@ -8,28 +8,46 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
-__all__ = ["Audit"]
+__all__ = ["ONCE", "SHARE", "Audit"]
 
-_SHARE = 0.02  # of the time that native code takes
+SHARE = 0.02  # of the time that native code takes
 _FIRST = frozenset((*range(1, 9), 16))  # uses that are looked at whatever it costs
+ONCE = frozenset((1,))  # the same where a look takes long
+
+Found = TypeVar("Found")
 
 
 class Audit:
-    """Says when to look, and keeps account of what that costs."""
+    """Says when to look, and keeps account of what that costs.
 
-    def __init__(self) -> None:
+    Args:
+        first: the uses that are looked at whatever it costs.
+        share: what looks may take of the time from then on.
+    """
+
+    def __init__(self, first: frozenset[int] = _FIRST, share: float = SHARE) -> None:
+        self._first, self._last_of_first, self._share = first, max(first), share
         self._uses, self._used, self._looked, self._last, self._owed = 0, 0.0, 0.0, 0.0, False
 
     def due(self, seconds: float, room: float = math.inf) -> bool:
         """Whether to look at what a use that took so long has found; put off where there is no room (s) for it."""
         self._uses += 1
         self._used += seconds
-        self._owed |= self._uses in _FIRST or self._looked + self._last <= _SHARE * self._used
+        self._owed |= self._uses in self._first or self._looked + self._last <= self._share * self._used
         return self._owed and self._last <= room
 
-    def spent(self, began: float) -> None:
-        """Count a look that began at `time.perf_counter()`."""
+    def owe(self) -> None:
+        """Have the next use looked at, too."""
+        self._owed = True
+
+    def look(self, check: Callable[[], Found]) -> Found:
+        """What a check finds, whose time counts."""
+        began = time.perf_counter()
+        found = check()
         self._last, self._owed = time.perf_counter() - began, False
-        if self._uses > max(_FIRST):
+        if self._uses > self._last_of_first:
             self._looked += self._last
+        return found

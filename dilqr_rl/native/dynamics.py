@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,21 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dilqr_rl.consistency import agree
-from dilqr_rl.modules import call_with, tensors_of
+from dilqr_rl.modules import call_with, doubles_of
 from dilqr_rl.native import build
-from dilqr_rl.native.audit import Audit
-from dilqr_rl.native.comparison import compare
-from dilqr_rl.native.model import Functions, write_model
-from dilqr_rl.native.tracing import UntraceableError, fingerprint
+from dilqr_rl.native.model import Functions
+from dilqr_rl.native.stepping import Code, Stepper, compile_step
 
 __all__ = ["CompiledDynamics", "compile_dynamics"]
 
 Floats = NDArray[np.float64]
-_MOST = 64  # kept
-
-_log = logging.getLogger("dilqr_rl")
-_compiled: dict[Hashable, _Code | None] = {}
 
 
 def compile_dynamics(
@@ -50,34 +40,22 @@ def compile_dynamics(
     """
     n = _size("state_size", state_size, dynamics)
     m = _size("control_size", control_size, dynamics)
-    tensors = _tensors(dynamics)
-    key = (fingerprint(dynamics), n, m)
-    if key not in _compiled:
-        while len(_compiled) >= _MOST:
-            del _compiled[next(iter(_compiled))]
-        _compiled[key] = _compile(dynamics, tensors, n, m)
-    return CompiledDynamics(dynamics, n, m, _compiled[key])
+    tensors, functions = [holder[name] for holder, name in _places(dynamics)], Functions(dynamics, None, None, n, m)
+    code = compile_step(_name(dynamics), functions, tensors, partial(_in_torch, dynamics), closures=True)
+    return CompiledDynamics(dynamics, n, m, code)
 
 
-@dataclass(frozen=True)
-class _Code:
-    """Machine code for dynamics: `step` (x, u, P, offsets -> following) and the tensors of closures that it takes."""
-
-    step: Callable[..., None]
-    closures: tuple[Tensor, ...]
-    dynamics: Any  # kept alive: the code is found again by its identity
-
-
-class CompiledDynamics:
+class CompiledDynamics(Stepper):
     """What `compile_dynamics` returns.
 
     Attributes:
         native: whether it is machine code; else it calls the torch function.
     """
 
-    def __init__(self, dynamics: Callable[..., Tensor], n: int, m: int, code: _Code | None) -> None:
-        self.native = code is not None
-        self._dynamics, self._n, self._m, self._code, self._audit = dynamics, n, m, code, Audit()
+    def __init__(self, dynamics: Callable[..., Tensor], n: int, m: int, code: Code | None) -> None:
+        super().__init__(_name(dynamics), code is not None)
+        self._dynamics, self._n, self._m = dynamics, n, m
+        self._function: Any = partial(build.stepper().step, code.addresses, code.sizes) if code else None
         closures = dict(enumerate(code.closures if code else ()))
         self._places = [*_places(dynamics), *((closures, place) for place in closures)]
         self._seen: list[tuple[int, int, bool]] | None = None
@@ -92,33 +70,20 @@ class CompiledDynamics:
         if x.shape[-1:] != (self._n,) or u.shape != (*x.shape[:-1], self._m) or x.ndim > 2:
             expected = f"({self._n},) and ({self._m},), or (B, {self._n}) and (B, {self._m})"
             raise ValueError(f"x, u: expected arrays of shapes {expected}, got {x.shape} and {u.shape}.")
-        if self._code is None:
-            return self._plainly(x, u)
-        began, following = time.perf_counter(), np.empty(x.shape)
-        self._code.step(*self._parameters(), x.reshape(-1, self._n), u.reshape(-1, self._m), following.reshape(-1, self._n))
-        return following if not self._audit.due(time.perf_counter() - began) else self._looked_at(x, u, following)
+        following: Floats = self._step(x, u)
+        return following
+
+    def _natively(self, x: Floats, u: Floats) -> Floats:
+        following, n = np.empty(x.shape), self._n
+        self._function(*self._parameters(), x.reshape(-1, n), u.reshape(-1, self._m), following.reshape(-1, n))
+        return following
 
     def _plainly(self, x: Floats, u: Floats) -> Floats:
         with torch.no_grad():
             return _in_torch(self._dynamics, torch.from_numpy(x), torch.from_numpy(u)).numpy()
 
-    def _looked_at(self, x: Floats, u: Floats, following: Floats) -> Floats:
-        """The following states, or PyTorch's from now on, if they aren't these."""
-        began = time.perf_counter()
-        right = self._plainly(x, u)
-        self._audit.spent(began)
-        if agree(torch.from_numpy(following), torch.from_numpy(right)):
-            return following
-        _log.warning(
-            "stepping %s with PyTorch, which is slower than native code: it gives other results than code that was made from "
-            "it; has a setting changed since, or does it write into a tensor in a way that isn't followed?",
-            _name(self._dynamics),
-        )
-        self.native, self._code = False, None
-        return right
-
     def __repr__(self) -> str:
-        return f"CompiledDynamics({_name(self._dynamics)}, native={self.native})"
+        return f"CompiledDynamics({self._label}, native={self.native})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles take the dynamics and compile them, which is in the cache."""
@@ -139,8 +104,7 @@ def _in_torch(dynamics: Callable[..., Tensor], x: Tensor, u: Tensor) -> Tensor:
     """The torch function's result, in float64 whatever the type of its parameters."""
     if not isinstance(dynamics, nn.Module):
         return dynamics(x, u)
-    doubles = {name: tensor.detach().double() for name, tensor in tensors_of(dynamics).items() if tensor.is_floating_point()}
-    following: Tensor = call_with(dynamics, doubles, x, u)
+    following: Tensor = call_with(dynamics, doubles_of(dynamics), x, u)
     return following
 
 
@@ -157,10 +121,6 @@ def _places(dynamics: Any) -> list[tuple[Any, str]]:
     return list(held.values())
 
 
-def _tensors(dynamics: Any) -> list[Tensor]:
-    return [holder[name] for holder, name in _places(dynamics)]
-
-
 def _size(name: str, given: int | None, dynamics: Any) -> int:
     size = getattr(dynamics, name, None) if given is None else given
     if not isinstance(size, int) or size < 1:
@@ -170,18 +130,3 @@ def _size(name: str, given: int | None, dynamics: Any) -> int:
 
 def _name(dynamics: Any) -> str:
     return type(dynamics).__name__ if isinstance(dynamics, nn.Module) else getattr(dynamics, "__qualname__", repr(dynamics))
-
-
-def _compile(dynamics: Callable[..., Tensor], tensors: list[Tensor], n: int, m: int) -> _Code | None:
-    try:
-        model = write_model(Functions(dynamics, None, None, n, m), tensors, only=("constants", "advance"))
-        generator = torch.Generator().manual_seed(0)
-        x, u = (torch.randn(3, size, generator=generator, dtype=torch.float64) for size in (n, m))
-        compare(model, partial(_in_torch, dynamics), x, u)
-        addresses = build.functions(model, f"{_name(dynamics)} for stepping")
-        sizes = np.array([model.constants_size, model.work_size], np.int64)
-        return _Code(partial(build.stepper().step, addresses, sizes), model.values[len(tensors) :], dynamics)
-    except Exception as error:  # whatever it is: PyTorch will do, or tell better
-        reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
-        _log.warning("stepping %s with PyTorch, which is slower than native code: %s", _name(dynamics), reason)
-        return None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,22 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dilqr_rl.consistency import agree
-from dilqr_rl.modules import call_with, everywhere, tensors_of
+from dilqr_rl.modules import call_with, doubles_of, everywhere, tensors_of
 from dilqr_rl.native import build
-from dilqr_rl.native.audit import Audit
-from dilqr_rl.native.comparison import compare
-from dilqr_rl.native.model import Functions, write_model
-from dilqr_rl.native.tracing import UntraceableError, fingerprint
+from dilqr_rl.native.model import Functions
+from dilqr_rl.native.stepping import Code, Stepper, compile_step
 
 __all__ = ["BAD_ACTION", "NOT_FINITE", "OUTSIDE", "CompiledTransition", "Transition", "compile_transition"]
 
 Floats = NDArray[np.float64]
 BAD_ACTION, NOT_FINITE, OUTSIDE = 1, 2, 4  # as in kernel/step.py, which imports numba
-_MOST = 64  # kept
-
-_log = logging.getLogger("dilqr_rl")
-_compiled: dict[Hashable, Callable[..., None] | None] = {}
 
 
 class Transition(NamedTuple):
@@ -71,27 +63,23 @@ def compile_transition(
     system.check_names()
     # Inference mode and no_grad, where a person builds environments in them, would hide derivatives from the comparison.
     with torch.inference_mode(False), torch.enable_grad():
-        key = (fingerprint(dynamics), fingerprint(reward), limits.size)
-        if key not in _compiled:
-            system.check_results(limits.size - 1)
-            while len(_compiled) >= _MOST:
-                del _compiled[next(iter(_compiled))]
-            _compiled[key] = _compile(system, limits.size - 1)
-        return CompiledTransition(system, limits, _compiled[key])
+        system.check_results(limits.size - 1)
+        functions = Functions(dynamics, reward, None, limits.size - 1, system.control_size)
+        code = compile_step(type(dynamics).__name__, functions, system.tensors(), system.outputs, closures=False)
+        return CompiledTransition(system, limits, code)
 
 
-class CompiledTransition:
+class CompiledTransition(Stepper):
     """What `compile_transition` returns. Copies of an environment share it.
 
     Attributes:
         native: whether it is machine code; else it calls the torch functions.
     """
 
-    def __init__(self, system: _System, limits: Floats, step: Callable[..., None] | None) -> None:
-        self.native = step is not None
-        self._system, self._limits = system, limits
-        self._step = step or system.step
-        self._audit = Audit()
+    def __init__(self, system: _System, limits: Floats, code: Code | None) -> None:
+        super().__init__(type(system.dynamics).__name__, code is not None)
+        self._system, self._limits, self._offsets = system, limits, system.offsets()
+        self._function: Any = partial(build.stepper().transition, code.addresses, code.sizes, limits) if code else None
         self._template, self._places = system.numbers()
 
     def numbers(self, physics: Floats) -> Floats:
@@ -108,32 +96,24 @@ class CompiledTransition:
 
     def __call__(self, numbers: Floats, states: Floats, actions: Floats) -> Transition:
         """Apply actions (N, m), clipped to [-1, 1], to states (N, n), with `numbers` for each of them, or one row for all."""
-        result = _room(states.shape)
-        began = time.perf_counter()
-        self._step(self._limits, numbers, states, actions, *result)
-        if self.native and self._audit.due(time.perf_counter() - began):
-            return self._looked_at(result, numbers, states, actions)
+        result: Transition = self._step(numbers, states, actions)
         return result
 
-    def _looked_at(self, result: Transition, numbers: Floats, states: Floats, actions: Floats) -> Transition:
-        """The result, or PyTorch's from now on, if it isn't this. It can't be looked at once tensors aren't those of before."""
-        began = time.perf_counter()
-        if not np.array_equal(self._system.numbers()[0], self._template):
-            self._audit.spent(began)
-            return result
-        right = _room(states.shape)
-        self._system.step(self._limits, numbers, states, actions, *right)
-        self._audit.spent(began)
-        pairs = zip((result.states, result.rewards), (right.states, right.rewards), strict=True)
-        if all(agree(torch.from_numpy(one), torch.from_numpy(other)) for one, other in pairs):
-            return result
-        _log.warning(
-            "stepping %s with PyTorch, which is slower than native code: dynamics or reward give other results than code that "
-            "was made from them; has a setting changed since?",
-            type(self._system.dynamics).__name__,
-        )
-        self.native, self._step = False, self._system.step
-        return right
+    def _natively(self, numbers: Floats, states: Floats, actions: Floats) -> Transition:
+        result = _room(states.shape)
+        self._function(numbers, self._offsets, states, actions, *result)
+        return result
+
+    def _plainly(self, numbers: Floats, states: Floats, actions: Floats) -> Transition:
+        result = _room(states.shape)
+        self._system.step(self._limits, numbers, states, actions, *result)
+        return result
+
+    def _compared(self, result: Transition) -> tuple[Floats, ...]:
+        return result.states, result.rewards
+
+    def _is_as_compiled(self) -> bool:
+        return np.array_equal(self._system.numbers()[0], self._template)
 
     def __deepcopy__(self, memo: Any) -> CompiledTransition:
         return self
@@ -196,7 +176,7 @@ class _System:
         m = self.control_size
         x, u = (torch.full((3, size), 0.5, dtype=torch.float64) for size in (n, m))
         for label, function, shape in (("dynamics", self.dynamics, (3, n)), ("reward", self.reward, (3,))):
-            result: Any = call_with(function, _doubles(function), x, u)
+            result: Any = call_with(function, doubles_of(function), x, u)
             if not isinstance(result, Tensor) or tuple(result.shape) != shape or result.dtype != torch.float64:
                 came = f"{tuple(result.shape)} of {result.dtype}" if isinstance(result, Tensor) else repr(result)
                 raise ValueError(
@@ -234,31 +214,6 @@ class _System:
         flags[~np.isfinite(actions).all(1)] = BAD_ACTION
 
     def _call(self, values: dict[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
-        following = call_with(self.dynamics, {**_doubles(self.dynamics), **everywhere(self.dynamics, values)}, x, u)
-        rewards = call_with(self.reward, _doubles(self.reward), x, u)
+        following = call_with(self.dynamics, {**doubles_of(self.dynamics), **everywhere(self.dynamics, values)}, x, u)
+        rewards = call_with(self.reward, doubles_of(self.reward), x, u)
         return torch.cat((following, rewards.unsqueeze(-1)), dim=-1)
-
-
-def _doubles(module: nn.Module) -> dict[str, Tensor]:
-    """Those of floating point, in float64."""
-    return {name: tensor.detach().double() for name, tensor in tensors_of(module).items() if tensor.is_floating_point()}
-
-
-def _compile(system: _System, n: int) -> Callable[..., None] | None:
-    label = type(system.dynamics).__name__
-    try:
-        m, tensors = system.control_size, system.tensors()
-        model = write_model(Functions(system.dynamics, system.reward, None, n, m), tensors, only=("constants", "advance"))
-        if len(model.values) > len(tensors):
-            raise UntraceableError("the dynamics or the reward use a tensor that is none of their parameters or buffers")
-        generator = torch.Generator().manual_seed(0)
-        x, u = (torch.randn(3, size, generator=generator, dtype=torch.float64) for size in (n, m))
-        compare(model, system.outputs, x, u)
-        addresses, offsets = build.functions(model, f"{label} for stepping"), system.offsets()
-        sizes = np.array([model.constants_size, model.work_size], np.int64)
-        transition = build.stepper().transition
-        return lambda limits, numbers, *arrays: transition(addresses, sizes, limits, numbers, offsets, *arrays)
-    except Exception as error:  # whatever it is: PyTorch will do, or tell better
-        reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
-        _log.warning("stepping %s with PyTorch, which is slower than native code: %s", label, reason)
-        return None

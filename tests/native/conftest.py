@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dilqr_rl import ControlProblem, planner
-from dilqr_rl.native.program import Structure, structure_of
+from dilqr_rl.native.programs import Structure, structure_of
 from dilqr_rl.native.tracing import fingerprint
 
 

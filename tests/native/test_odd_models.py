@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, compile_dynamics
 from dilqr_rl.modules import tensors_of
-from dilqr_rl.native.audit import Audit
 from dilqr_rl.native.model import Functions, write_model
 from dilqr_rl.native.tracing import UntraceableError
 
@@ -184,6 +182,59 @@ def test_a_backward_hook_of_a_layer_is_followed() -> None:
         plan(model, "native")
 
 
+class Hooked(nn.Module):
+    """A gain of the control whose gradient goes through a hook."""
+
+    def __init__(self, hook: Any, bent: bool = False, beyond: float = 0.0) -> None:
+        super().__init__()
+        self.hook, self.bent, self.beyond = hook, bent, beyond
+        self.gain = nn.Parameter(torch.tensor(0.33, dtype=FLOAT))
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        y = self.gain * x if self.bent else 1.0 * self.gain
+        if y.requires_grad:
+            hooked = bool((x.detach().abs() > self.beyond).any())
+            y.register_hook(lambda gradient: self.hook(gradient) if hooked else None)
+        return 0.4 * x + u + (torch.sin(y) if self.bent else y * x)
+
+
+def states_gradient(model: Hooked, backend: Literal["auto", "torch"]) -> Tensor:
+    model.gain.grad = None
+    ILQR(problem_of(model), ILQROptions(backend=backend))(X0).states.sum().backward()
+    assert model.gain.grad is not None
+    return model.gain.grad
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_a_hook_on_what_a_parameter_became_is_followed(bent: bool) -> None:
+    """Of something that the state is in, too, detaching changes the second derivatives alone."""
+    model = Hooked((lambda g: g.detach()) if bent else (lambda g: -0.5 * g), bent)
+    torch.testing.assert_close(states_gradient(model, "auto"), states_gradient(model, "torch"), rtol=1e-9, atol=0)
+    with pytest.raises(ValueError, match=r"other derivatives by their parameters, or other second ones, .* a hook of a tensor"):
+        plan(model, "native")
+
+
+def test_a_hook_that_changes_nothing_costs_nothing() -> None:
+    plan(Hooked(lambda _: None), "native")
+
+
+def test_a_hook_that_acts_far_from_the_start_is_found_at_the_first_gradient(caplog: pytest.LogCaptureFixture) -> None:
+    """At the points of the first comparison there is none yet."""
+    model = Hooked(lambda gradient: -0.5 * gradient, beyond=1.0)
+    goal = QuadraticCost([1.0, 1.0, 0.1, 0.1], [2.0, 2.0, 0.0, 0.0])
+    problem = ControlProblem(model, goal, horizon=3, state_size=2, control_size=2)
+    found = []
+    with caplog.at_level(logging.WARNING, logger="dilqr_rl"):
+        for backend in ("auto", "torch"):
+            model.gain.grad = None
+            ILQR(problem, ILQROptions(backend=backend))(X0).states.sum().backward()  # type: ignore[arg-type]
+            found.append(model.gain.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=0)
+    assert caplog.text.count("its derivatives gave other results than native code that was made from them") == 1
+    with pytest.raises(ValueError, match=r"its derivatives gave other results"):
+        ILQR(problem, ILQROptions(backend="native"))(X0)
+
+
 # What functions keep.
 
 
@@ -258,54 +309,3 @@ def test_code_that_is_made_anew_at_every_call_is_told(caplog: pytest.LogCaptureF
         for _ in range(12):
             planner(X0)
     assert caplog.text.count("has been made anew 8 times, since what its functions read has changed") == 1
-
-
-# The audit.
-
-TABLE = np.full(100_000, 0.9)  # too large for the watch
-
-
-def by_table(x: Tensor, u: Tensor) -> Tensor:
-    return TABLE[7] * x + u
-
-
-def test_what_no_watch_sees_the_audit_finds(caplog: pytest.LogCaptureFixture) -> None:
-    planners = {backend: ILQR(problem_of(by_table), ILQROptions(backend=backend)) for backend in ("auto", "native", "torch")}
-    step = compile_dynamics(by_table, state_size=2, control_size=2)
-    state, control = X0.numpy()
-    try:
-        for backend in ("auto", "native"):
-            planners[backend](X0)
-        assert step.native
-        step(state, control)
-        TABLE[7] = 0.4
-        with caplog.at_level(logging.WARNING, logger="dilqr_rl"):
-            found = planners["auto"](X0).controls
-            np.testing.assert_allclose(step(state, control), 0.4 * state + control, rtol=1e-15)
-        torch.testing.assert_close(found, planners["torch"](X0).controls, rtol=0, atol=1e-9)
-        assert "its dynamics gave other results than native code that was made from them" in caplog.text
-        assert "by_table" in caplog.text
-        assert not step.native
-        TABLE[7] = 0.7
-        with pytest.raises(ValueError, match=r'backend: "native" is not possible for .*its dynamics gave other results'):
-            planners["native"](X0)
-    finally:
-        TABLE[7] = 0.9
-
-
-def test_the_audit_takes_two_percent_of_the_time() -> None:
-    """100,000 uses of 0.2 ms, and looks of 4 ms that are counted as such: so long that what a clock adds is little."""
-    audit, looks = Audit(), 0
-    for use in range(100_000):
-        if audit.due(2e-4):
-            looks += use >= 16
-            audit.spent(time.perf_counter() - 4e-3)
-    assert 0.015 < looks * 4e-3 / (100_000 * 2e-4) < 0.021
-
-
-def test_the_audit_waits_for_room() -> None:
-    audit = Audit()
-    assert audit.due(1e-3, room=1e-4)  # what a look costs isn't known yet
-    audit.spent(time.perf_counter() - 4e-3)
-    assert not audit.due(1e-3, room=3e-3)
-    assert audit.due(1e-3, room=6e-3)

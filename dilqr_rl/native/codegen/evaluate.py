@@ -13,10 +13,11 @@ from dilqr_rl.native.codegen.graph import Matrix, Node
 from dilqr_rl.native.codegen.operations import OPERATIONS
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
-def evaluate(outputs: Sequence[Node], inputs: Mapping[str, float], values: Sequence[Floats]) -> list[float]:
-    """The outputs, all numbers.
+def evaluate(outputs: Sequence[Node], inputs: Mapping[str, float], values: Sequence[Floats]) -> list[Any]:
+    """The outputs: numbers, and arrays (rows, columns).
 
     Args:
         outputs: what to evaluate.
@@ -48,8 +49,13 @@ def _evaluate(node: Node, args: list[Any], inputs: Mapping[str, float], values: 
     return np.vectorize(operation.evaluate)(*args) if node.shape else operation.evaluate(*args)
 
 
+def places_of(matrix: Matrix) -> Integers:
+    """Where each element of a matrix lies among the numbers of its value (rows, columns)."""
+    rows, columns = np.arange(matrix.rows)[:, None], np.arange(matrix.columns)
+    found: Integers = matrix.offset + rows * matrix.row_stride + columns * matrix.column_stride
+    return found
+
+
 def _matrix(matrix: Any, values: Sequence[Floats]) -> Floats:
-    place: Matrix = matrix
-    rows, columns = np.arange(place.rows)[:, None], np.arange(place.columns)
-    found: Floats = values[place.value][place.offset + rows * place.row_stride + columns * place.column_stride]
+    found: Floats = values[matrix.value][places_of(matrix)]
     return found

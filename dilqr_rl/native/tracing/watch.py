@@ -18,9 +18,14 @@ _MISSING = object()
 
 
 class Watch:
-    """Notes of what was looked at, each as cheap to look at again as can be."""
+    """Notes of what was looked at, each as cheap to look at again as can be.
+
+    Attributes:
+        blind: what was met that can't be looked at, as a reason; None if nothing was.
+    """
 
     def __init__(self) -> None:
+        self.blind: str | None = None
         self._entries: list[tuple[Any, Any, Any]] = []
         self._keys: list[tuple[Any, list[Any]]] = []
         self._items: list[tuple[Any, list[Any]]] = []
@@ -36,7 +41,7 @@ class Watch:
     def mapping(self, mapping: Mapping[Any, Any]) -> None:
         """Which keys there are, in order, and what stands under each."""
         self.keys(mapping)
-        for key in mapping:
+        for key in list(mapping):  # another thread may be filling it
             self.entry(mapping, key)
 
     def keys(self, mapping: Mapping[Any, Any]) -> None:
