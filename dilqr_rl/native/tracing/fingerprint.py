@@ -15,9 +15,10 @@ import weakref
 from argparse import Namespace
 from array import array
 from collections import UserDict, UserList, deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, singledispatchmethod
+from operator import attrgetter, methodcaller
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,8 +30,11 @@ from torch import Tensor, nn
 from dilqr_rl.native.tracing.reach import (
     ClassPart,
     Names,
+    behind_proxy,
+    can_be_written,
     class_part,
     data_names,
+    is_distribution,
     is_foreign,
     is_library,
     names_in,
@@ -127,12 +131,12 @@ class _Walk:
         parts += [tuple(map(_Same, own[name].values())) for name in _HOOKS if own[name]]
         parts.append(self._class(kind, depth))
         whole = "forward" in own or any(is_library(base) and base.__module__ not in _BASES for base in kind.__mro__)
-        parts += [(n, self.freeze(v, depth + 1)) for n, v in own.items() if n not in _INTERNAL and (whole or self._follows(n))]
+        held = [(name, value) for name, value in list(own.items()) if name not in _INTERNAL]
+        parts += [(name, self.freeze(value, depth + 1)) for name, value in held if whole or self._follows(name)]
         for tensors in (own["_parameters"], own["_buffers"]):
-            parts += [(name, self._tensor(tensor, owned)) for name, tensor in tensors.items() if tensor is not None]
-        parts += [
-            (name, None if child is None else self.module(child, depth, owned)) for name, child in own["_modules"].items()
-        ]
+            parts += [(name, self._tensor(tensor, owned)) for name, tensor in list(tensors.items()) if tensor is not None]
+        children = list(own["_modules"].items())
+        parts += [(name, None if child is None else self.module(child, depth, owned)) for name, child in children]
         return tuple(parts)
 
     def freeze(self, value: Any, depth: int) -> Hashable:
@@ -144,6 +148,8 @@ class _Walk:
             return (kind, value.item() if kind is not bool else value)
         if kind in _PLAIN:
             return value
+        if kind in weakref.ProxyTypes:
+            return (_Same(value), self.freeze(behind_proxy(value), depth + 1))
         if isinstance(value, Tensor):
             taken = value.is_floating_point() and self._names & _TAKES_NUMBERS
             return (self._tensor(value, owned=False), self._content(value) if taken else None)
@@ -153,30 +159,35 @@ class _Walk:
             self._seen.add(id(value))
         if isinstance(value, tuple | list | deque):
             self.watch.items(value)
-            return (kind, *(self.freeze(part, depth + 1) for part in value))
+            return (kind, *(self.freeze(part, depth + 1) for part in list(value)))
         if isinstance(value, set | frozenset):
             self.watch.again(lambda: frozenset(value))
-            return frozenset(self.freeze(part, depth + 1) for part in value)
+            return frozenset(self.freeze(part, depth + 1) for part in list(value))
         if isinstance(value, Mapping):
             self.watch.mapping(value)
-            return tuple((self.freeze(k, depth + 1), self.freeze(v, depth + 1)) for k, v in value.items())
+            return tuple((self.freeze(k, depth + 1), self.freeze(v, depth + 1)) for k, v in list(value.items()))
         if isinstance(value, weakref.ref):
             self.watch.again(lambda: _Same(value()))
             return (_Same(value), self.freeze(value(), depth + 1))
         if isinstance(value, np.ndarray | array | bytearray | memoryview):
-            view: Any = value
-            return (_Same(value), self._numbers(memoryview(view)))
+            return (_Same(value), self._numbers(value))
         if isinstance(value, ContextVar):
             self.watch.again(lambda: _Same(value.get(None)))
             return (_Same(value), self.freeze(value.get(None), depth + 1))
         return self._freeze_code(value, depth + 1)
 
-    def _numbers(self, numbers: memoryview) -> Hashable:
+    def _numbers(self, value: Any) -> Hashable:
         """The bytes of an array, but of a large one, which would take long to look at."""
-        if numbers.nbytes > _LARGEST_ARRAY:
-            return None
-        self.watch.again(numbers.tobytes)
-        return numbers.tobytes()
+        numbers = value if isinstance(value, np.ndarray) else memoryview(value)
+        if numbers.nbytes <= _LARGEST_ARRAY:
+            self.watch.again(numbers.tobytes)
+            return numbers.tobytes()
+        if can_be_written(value):
+            self.watch.blind = (
+                f"changes of an array of {numbers.nbytes} bytes that its functions read can't be noticed; hold it in a buffer "
+                "of the module, or make it constant by array.setflags(write=False)"
+            )
+        return None
 
     def _freeze_code(self, value: Any, depth: int) -> Hashable:
         """Modules, functions, classes and objects."""
@@ -186,6 +197,12 @@ class _Walk:
             return self._function(value, depth)
         if isinstance(value, MethodType):
             return (self.freeze(value.__func__, depth), self.freeze(value.__self__, depth))
+        if isinstance(value, attrgetter | methodcaller):
+            names = {part for text in value.__reduce__()[1] if isinstance(text, str) for part in text.split(".")}
+            self.met |= names - self._names
+            return _Same(value)
+        if isinstance(value, singledispatchmethod):
+            return self.freeze(value.dispatcher, depth)
         if isinstance(value, partial):
             return tuple(self.freeze(part, depth) for part in (value.func, value.args, value.keywords))
         if isinstance(value, ModuleType):
@@ -199,6 +216,11 @@ class _Walk:
         kind = type(value)
         if isinstance(getattr(value, "__wrapped__", None), FunctionType):  # a cached function
             return (_Same(value), self.freeze(value.__wrapped__, depth))
+        if isinstance(value, Iterator) and is_library(kind):
+            self.watch.blind = (
+                f"what an iterator or a file that its functions read ({kind.__name__}) gives next can't be noticed; hold its "
+                "values in a list"
+            )
         self.watch.kind(value)
         slots = {} if is_library(kind) else {name: getattr(value, name) for name in slots_of(kind) if hasattr(value, name)}
         attributes = getattr(value, "__dict__", {}) if not is_library(kind) or kind in _NAMESPACES else {}
@@ -208,12 +230,12 @@ class _Walk:
             self.watch.again(lambda: tuple(_Same(getattr(value, name, _UNSET)) for name in declared))
         if own is not slots:
             self.watch.mapping(attributes)
-        whole = isinstance(value, UserDict | UserList)
+        whole = isinstance(value, UserDict | UserList) or is_distribution(kind)
         held = tuple((name, self.freeze(part, depth)) for name, part in own.items() if whole or self._follows(name))
         return (_Same(value), self._class(kind, depth), held, self._foreign(value) if is_library(kind) else None)
 
     def _foreign(self, value: Any) -> Hashable:
-        """The plain numbers and texts of a library's object that names lead to, through its other objects, too."""
+        """The numbers, texts and tensors of a library's object that names lead to, through its other objects, too."""
         names = self._names
 
         def look(part: Any, depth: int) -> Hashable:
@@ -221,9 +243,15 @@ class _Walk:
                 return part.item() if isinstance(part, np.generic) else part
             if isinstance(part, np.ndarray):
                 return part.tobytes() if part.nbytes <= _LARGEST_ARRAY else None
+            if isinstance(part, Tensor):
+                return (_Same(part), None if part.is_floating_point() else part._version)
             if depth == _FOREIGN_DEPTH or callable(part) or not is_library(type(part)):
                 return None
-            return tuple((name, look(getattr(part, name), depth + 1)) for name in data_names(part, names))
+            if isinstance(part, list | tuple | Mapping):
+                held = list(part.items() if isinstance(part, Mapping) else enumerate(part))
+            else:
+                held = [(name, getattr(part, name)) for name in data_names(part, names)]
+            return tuple((name, look(value, depth + 1)) for name, value in held)
 
         found = look(value, 0)
         if found != ():
@@ -234,10 +262,11 @@ class _Walk:
         """The members of a class that the names lead to."""
         part = class_part(kind, self._names, self._everything)
         self._watch_class(part)
+        meta = None if is_library(type(kind)) else self._class(type(kind), depth)
         if not part.functions and not part.values:
-            return None
+            return meta
         functions = [self._function(function, depth + 1) for function in part.functions]
-        return (*functions, *((name, self.freeze(value, depth + 1)) for name, value in part.values))
+        return (meta, *functions, *((name, self.freeze(value, depth + 1)) for name, value in part.values))
 
     def _function(self, function: FunctionType, depth: int) -> Hashable:
         if id(function) in self._seen or is_foreign(root_of(function.__globals__.get("__name__"))):
@@ -270,10 +299,13 @@ class _Walk:
         """The functions that a library's decorator has put away: the wrapped one, and those of a generic function."""
         inner = getattr(function, "__wrapped__", None)
         registry = getattr(function, "registry", None)
-        others = list(registry.values()) if isinstance(registry, Mapping) else []
         if id(function) in self._seen:
             return None
         self._seen.add(id(function))
+        others = []
+        if isinstance(registry, Mapping):
+            self.watch.mapping(registry)
+            others = list(registry.values())
         return tuple(self.freeze(part, depth + 1) for part in (inner, *others) if isinstance(part, FunctionType))
 
     def _follows(self, name: str) -> bool:

@@ -9,7 +9,22 @@ from functools import cached_property, lru_cache
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
-__all__ = ["ClassPart", "Names", "class_part", "data_names", "is_foreign", "is_library", "names_in", "root_of", "slots_of"]
+import numpy as np
+
+__all__ = [
+    "ClassPart",
+    "Names",
+    "behind_proxy",
+    "can_be_written",
+    "class_part",
+    "data_names",
+    "is_distribution",
+    "is_foreign",
+    "is_library",
+    "names_in",
+    "root_of",
+    "slots_of",
+]
 
 Names = frozenset[str]
 
@@ -105,8 +120,13 @@ def _is_called(name: str) -> bool:
 
 
 def data_names(value: Any, names: Names) -> list[str]:
-    """Those of the names under which an object holds data: in its dictionary, or as a descriptor of its class."""
+    """Those of the names under which an object holds data: in its dictionary, or as a descriptor of its class.
+
+    All that a distribution of torch's has: its own code reads it under other names.
+    """
     own, kind = getattr(value, "__dict__", {}), type(value)
+    if is_distribution(kind):
+        return sorted(own)
     described = (property, GetSetDescriptorType, MemberDescriptorType)
     return [n for n in sorted(names) if n in own or isinstance(getattr(kind, n, None), described)]
 
@@ -116,6 +136,26 @@ def slots_of(kind: type) -> Iterable[str]:
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
         yield from (slots,) if isinstance(slots, str) else slots
+
+
+def is_distribution(kind: type) -> bool:
+    """Whether a class is one of torch.distributions, or made from one."""
+    return any(base.__module__.startswith("torch.distributions.") for base in kind.__mro__)
+
+
+def behind_proxy(proxy: Any) -> Any:
+    """What a weak proxy stands for; None once that is gone."""
+    try:
+        return proxy.__init__.__self__
+    except ReferenceError:
+        return None
+
+
+def can_be_written(array: Any) -> bool:
+    """Whether an array, or one whose memory it shows, is open to writing."""
+    if not isinstance(array, np.ndarray):
+        return not memoryview(array).readonly
+    return array.flags.writeable or (isinstance(array.base, np.ndarray) and can_be_written(array.base))
 
 
 def is_library(kind: type) -> bool:
