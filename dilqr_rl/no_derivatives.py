@@ -2,7 +2,8 @@
 
 The solver moves along derivatives. Under `torch.no_grad()`, behind `detach()` or a rounding, in a dead band and on the plateau
 of a sparse cost they are zero, and the first controls pass for the best. So where a solve has found nothing to move, values are
-compared with derivatives.
+compared with derivatives (`find_missing`). Where it has moved some of the controls, another one may have been left behind
+(`find_idle`): that solution is the best in what moved, so it keeps its status, and a line in the log tells.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from dilqr_rl.ilqr import rollout
 from dilqr_rl.instance import Instance
 from dilqr_rl.solution import Solution
 
-__all__ = ["Finding", "find_missing", "suspects"]
+__all__ = ["Finding", "find_idle", "find_missing", "suspects"]
 
 _STEPS = (1e-3, 0.1, 1.0, 10.0)  # relative to 1 + the size of what is moved
 _DRAWS = 16  # of states, for each size
-_DIRECTIONS = 6  # of random signs, beside both constant ones
+_DIRECTIONS = 6  # of random signs, beside the constant ones and those of the first step alone
 _CHANGE = 1e-9  # relative: less is rounding
 _CHEAPER = 1e-6  # relative
 _ELSEWHERE = 8  # other points at which derivatives are looked for
@@ -69,6 +70,24 @@ def find_missing(instance: Instance, solution: Solution) -> Finding:
         if found[index].all() and all(bool(_is_flat(some, *point, role, columns).all()) for point in points):
             return Finding(missing, role)
     return Finding(missing, "")
+
+
+@torch.no_grad()
+def find_idle(instance: Instance, solution: Solution) -> Tensor:
+    """Which controls (B, m) no derivative leads to, at any step, though another value of theirs alone is cheaper."""
+    idle = solution.converged.unsqueeze(1) & (solution.gains == 0.0).all(3).all(1)
+    for control in idle.any(0).nonzero().flatten().tolist():
+        index = idle[:, control].nonzero().squeeze(1)
+        some, part = instance.select(index), solution.select(index)
+        x, u, column = part.states, part.controls, slice(control, control + 1)
+        of_both = slice(x.shape[-1] + control, x.shape[-1] + control + 1)
+        flat = _is_flat(some, x, u, "dynamics", of_both)
+        if flat.any():
+            stages = stage_gradient(some, x[:, :-1], u)[..., of_both], stage_hessian(some, x[:, :-1], u)[..., of_both, :]
+            without = torch.stack([(stage == 0.0).flatten(1).all(1) for stage in stages]).all(0)
+            flat = flat & (without | _moves(some, x, u, of_both)) & _can_be_cheaper(some, part, column)
+        idle[index, control] = flat
+    return idle
 
 
 def _lacking(instance: Instance, x: Tensor, u: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
@@ -119,14 +138,17 @@ def _is_above(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
     return above
 
 
-def _can_be_cheaper(instance: Instance, solution: Solution) -> Tensor:
-    """Whether (K,) some other controls, near or far, cost less."""
+def _can_be_cheaper(instance: Instance, solution: Solution, columns: slice = slice(None)) -> Tensor:
+    """Whether (K,) some other controls, near or far, cost less, with other numbers in some columns."""
     x0, u, (lower, upper) = solution.states[:, 0], solution.controls, instance.bounds(len(solution.cost))
     generator = torch.Generator().manual_seed(0)
     signs = 2.0 * torch.randint(2, (_DIRECTIONS, *u.shape[1:]), generator=generator).to(u) - 1.0
-    ways = torch.cat((torch.ones_like(signs[:1]), -torch.ones_like(signs[:1]), signs))
+    constant, moved = torch.ones_like(signs[:1]), torch.zeros_like(u[0, 0])
+    first = torch.zeros_like(constant)
+    first[:, 0], moved[columns] = 1.0, 1.0
+    ways = torch.cat((constant, -constant, first, -first, signs))
     cheaper = torch.zeros_like(solution.cost, dtype=torch.bool)
-    for way in (size * way for size in _STEPS for way in ways):
+    for way in (size * way * moved for size in _STEPS for way in ways):
         other = torch.clamp(u + way * (1.0 + u.abs()), lower, upper)
         cost = instance.total_cost(rollout(instance, x0, other), other)
         cheaper |= cost < solution.cost - _CHEAPER * (1.0 + solution.cost.abs())

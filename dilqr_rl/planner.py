@@ -21,9 +21,10 @@ from dilqr_rl.ilqr import Decision, Iterate, solve
 from dilqr_rl.independence import refuse_coupled, refuse_coupled_along
 from dilqr_rl.instance import Instance, bind, check_values
 from dilqr_rl.native.adjoint import NativeAdjoint
+from dilqr_rl.native.audit import SHARE, Audit
 from dilqr_rl.native.program import Program
 from dilqr_rl.native.programs import drop_program, find_program, structure_of
-from dilqr_rl.no_derivatives import find_missing, suspects
+from dilqr_rl.no_derivatives import find_idle, find_missing, suspects
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.second_starts import between_bounds, doubts, feedback_start, is_better
@@ -112,6 +113,7 @@ class ILQR(nn.Module):
         self.options = options or ILQROptions()
         self.gradient = gradient
         self._said: set[str] = set()
+        self._idle = Audit(share=0.25 * SHARE)  # the rest of a program's
 
     def forward(
         self,
@@ -214,12 +216,15 @@ class ILQR(nn.Module):
             _refuse_hidden_tensors(bound.instance, x0, guess.controls, bound.program)
         if self.gradient == "unroll" and _is_differentiable(x0, *guess.parts(), *bound.instance.values):
             return self._unroll(bound.instance, x0, guess, options)
-        native = bound.program is not None
+        native, began = bound.program is not None, time.perf_counter()
         solution = self._solved(bound, x0, guess, by_default, options)
         if native and bound.program is None:  # dropped on the way: what it had found before doesn't count
             solution = self._solved(bound, x0, guess, by_default, options)
-        solution = _told(bound.instance, solution)
-        return self._attached(bound, x0, solution)
+        took = time.perf_counter() - began
+        told = _told(bound.instance, solution)
+        if self._idle.due(took, math.inf if options.max_seconds is None else options.max_seconds - took):
+            self._idle.look(lambda: self._tell_idle(bound.instance, told))
+        return self._attached(bound, x0, told)
 
     def _solved(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
         began = time.monotonic()
@@ -245,6 +250,16 @@ class ILQR(nn.Module):
         )
         if count > 0:
             self._tell(text, count, len(solution.singular))
+
+    def _tell_idle(self, instance: Instance, solution: Solution) -> None:
+        """Log in how many solutions which controls have been left where they started since no derivative leads to them."""
+        idle = find_idle(instance, solution)
+        text = (
+            "%d of %d solutions have cheaper values for some controls, by number %s, to which no derivative leads: are these "
+            "under torch.no_grad(), detached, rounded or in a dead band?"
+        )
+        if idle.any():
+            self._tell(text, int(idle.any(1).sum()), len(idle), idle.any(0).nonzero().flatten().tolist())
 
     def _tell(self, text: str, *numbers: Any) -> None:
         """Log something of solutions, as a warning the first time and at level INFO from then on."""

@@ -146,3 +146,40 @@ def test_what_autograd_refuses_is_told() -> None:
 
     with pytest.raises(ValueError, match=r"a function of the problem can't be differentiated by PyTorch: one of the variables"):
         plan(overwritten, cost, "torch")
+
+
+def two_controls(x: Tensor, u: Tensor, second: Callable[[Tensor], Tensor]) -> Tensor:
+    """The first control and what becomes of the second one push alike, where one alone does half of the work."""
+    return x @ A.T + torch.cat((u[..., :1], second(u[..., 1:])), dim=-1)
+
+
+def plan_two(second: Callable[[Tensor], Tensor], backend: Backend, weight: float = 0.01) -> Solution:
+    problem = ControlProblem(
+        lambda x, u: two_controls(x, u, second),
+        lambda x, u: (x * x).sum(-1) + 0.01 * u[..., 0].square() + weight * u[..., 1].square(),
+        horizon=8, state_size=2, control_size=2, u_min=-10.0, u_max=10.0,
+    )  # fmt: skip
+    return ILQR(problem, ILQROptions(backend=backend))(10.0 * X0)
+
+
+@each_backend
+@pytest.mark.parametrize("second", [torch.detach, torch.round, lambda u: u.detach() + 0.0, dead])
+def test_a_control_that_is_left_behind_is_told(
+    second: Callable[[Tensor], Tensor], backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other one moves, so the solution is the best in that one: it has converged."""
+    with caplog.at_level(logging.WARNING, logger="dilqr_rl"):
+        solution = plan_two(second, backend)
+    assert solution.converged.all()
+    assert solution.num_iterations.min() >= 1
+    assert "2 of 2 solutions have cheaper values for some controls, by number [1], to which no derivative leads" in caplog.text
+
+
+@each_backend
+@pytest.mark.parametrize("second", [torch.zeros_like, lambda u: u, lambda u: 10.0 * u - 10.0 * u.detach()])
+def test_a_control_that_rightly_rests_is_not_told(
+    second: Callable[[Tensor], Tensor], backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="dilqr_rl"):
+        plan_two(second, backend)
+    assert "no derivative leads" not in caplog.text
