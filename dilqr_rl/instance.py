@@ -144,6 +144,8 @@ def _check_result(role: str, points: tuple[Tensor, ...], result: Any, expected: 
 
 def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> ValueError:
     """What to tell of an error inside a user's function."""
+    if "when training" in str(error):
+        return ValueError(f"{role}: normalises over its batch, whose problems must not depend on each other; call its .eval().")
     if "dtype" in str(error) or "same type" in str(error):
         return ValueError(
             f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors "

@@ -61,6 +61,9 @@ POWERS: dict[str, Operation] = {
     "exp": lambda x, u: torch.exp(-x * x) + x.exp2() + torch.expm1(x),
     "log": lambda x, u: above(x).log() + torch.log1p(x * x) + above(x).log2() + above(x).log10(),
     "roots": lambda x, u: above(x).sqrt() + torch.rsqrt(above(x)) + above(x).reciprocal(),
+    "xlogy": lambda x, u: (
+        torch.xlogy(x, above(first(u))) + torch.special.xlogy(first(u), above(x)) + torch.special.xlog1py(x, x * x)
+    ),
     "logaddexp": lambda x, u: torch.logaddexp(x, V) + torch.logsumexp(x, dim=-1, keepdim=True),
     "erf": lambda x, u: torch.erf(x) + torch.erfc(first(u)),
 }

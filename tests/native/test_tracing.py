@@ -15,7 +15,10 @@ from problems import FLOAT, normal, uniform
 from torch import Tensor, nn
 from traced_operations import NUMBERS, OPERATIONS, M, Operation, V, first, spread
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
+from dilqr_rl.native.codegen.derivatives import cotangents, tangents
+from dilqr_rl.native.codegen.evaluate import evaluate
+from dilqr_rl.native.model import Functions, write_model
 
 Backend = Literal["auto", "native", "torch"]
 
@@ -291,3 +294,99 @@ def test_a_failure_of_the_users_own_comes_through_as_it_is() -> None:
     for backend in ("native", "auto"):
         with pytest.raises(KeyError, match="the user's own"):
             solve(problem_of(broken), starts(2), backend)
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3, dtype=FLOAT)
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return 0.9 * x + 0.1 * self.norm(x.reshape(-1, 3)).reshape(x.shape) + first(u)
+
+
+def written_by_a_mask(x: Tensor, u: Tensor) -> Tensor:
+    y = 0.9 * x + first(u)
+    y[y > 0.5] = 0.5
+    return y
+
+
+def scaled_by_a_mask(x: Tensor, u: Tensor) -> Tensor:
+    y = 0.9 * x + first(u)
+    y[y > 0.5] *= 0.5
+    return y
+
+
+INDEXING = (
+    r"indexing with an index or mask that depends on the state .* write torch\.where\(mask, a, b\), in .*test_tracing\.py:"
+)
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a mask that is written by": (written_by_a_mask, INDEXING),
+    "a mask that is read and written by": (scaled_by_a_mask, INDEXING),
+    "float32 by place": (
+        lambda x, u: x.to("cpu", torch.float32).to(x) + first(u),
+        r"a conversion to torch\.float32 loses digits",
+    ),
+    "whole numbers": (
+        lambda x, u: x.long() + first(u),
+        r"a conversion to torch\.int64 loses digits .* or torch\.trunc for whole",
+    ),
+    "BatchNorm in training": (Normalised(), r"dynamics: normalises over its batch, .* call its \.eval\(\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_what_to_write_instead(name: str) -> None:
+    dynamics, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        plan(dynamics, "native")
+
+
+def plan(dynamics: Any, backend: Literal["native", "torch"]) -> Tensor:
+    cost = QuadraticCost([1.0] * 3 + [0.1] * 2, [0.5] * 3 + [0.0] * 2)
+    problem = ControlProblem(dynamics, cost, horizon=3, state_size=3, control_size=2, u_min=-1.0, u_max=1.0)
+    return ILQR(problem, ILQROptions(backend=backend))(torch.tensor([[0.3, 0.4, -0.2]], dtype=FLOAT)).controls.detach()
+
+
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        Normalised().eval(),
+        lambda x, u: 0.9 * x + first(u).to("cpu", torch.float64, False, True),
+        lambda x, u: 0.9 * x + first(u).to(x),
+    ],
+)
+def test_conversions_that_change_nothing_are_native(dynamics: Any) -> None:
+    torch.testing.assert_close(plan(dynamics, "native"), plan(dynamics, "torch"), rtol=0, atol=1e-9)
+
+
+AT_ZERO: dict[str, Any] = {
+    "xlogy": lambda x, u: torch.xlogy(0.3 * x, u + 1.5),
+    "special.xlogy": lambda x, u: torch.special.xlogy(x, u + 1.5),
+    "xlog1py": lambda x, u: torch.special.xlog1py(x, x),
+    "huber_loss": lambda x, u: F.huber_loss(x, torch.zeros_like(x), reduction="none"),
+    "smooth_l1_loss": lambda x, u: F.smooth_l1_loss(x, u, reduction="none", beta=0.5),
+    "x |x|": lambda x, u: x * x.abs() + u,
+    "powers": lambda x, u: x**2 + x**3 + x**0 + x**1 + u,
+}
+
+
+@pytest.mark.parametrize("name", AT_ZERO)
+def test_second_derivatives_at_zero_are_torchs(name: str) -> None:
+    """Value, gradient and Hessian of a number of x (1,) and u (1,)."""
+    function = AT_ZERO[name]
+    model = write_model(Functions(function, None, None, 1, 1), [], only=("constants", "advance"))
+    (output,), graph = model.outputs, model.outputs[0].graph
+    leaves, one, zero = [graph.leaf("x[0]"), graph.leaf("u[0]")], graph.const(1.0), graph.const(0.0)
+    found = cotangents(graph, [(output, one)]).numbers
+    gradient = [found.get(leaf, zero) for leaf in leaves]
+    rows = tangents(graph, gradient, {leaves[0]: [one, zero], leaves[1]: [zero, one]}, 2)
+    for point in ((0.0, 0.0), (0.0, 0.3), (0.4, 0.0), (1.0, 0.0)):
+        z = torch.tensor([point], dtype=FLOAT)
+        numbers = evaluate([output, *gradient, *rows[0], *rows[1]], {"x[0]": point[0], "u[0]": point[1]}, [])
+
+        def value(z: Tensor) -> Tensor:
+            return function(z[:, :1], z[:, 1:]).sum()
+
+        truth = (value(z), torch.autograd.functional.jacobian(value, z), torch.autograd.functional.hessian(value, z))
+        torch.testing.assert_close(torch.tensor(numbers, dtype=FLOAT), torch.cat([part.flatten() for part in truth]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,10 +35,18 @@ class Operation:
     def evaluate(self, *numbers: Any) -> Any:
         """The result for plain numbers."""
         arguments = [np.bool_(v) if isinstance(v, bool | np.bool_) else np.float64(v) for v in numbers]
-        names = {f"a{i}": v for i, v in enumerate(arguments)}
         with np.errstate(all="ignore"):
-            result = eval(self.code.format(*names), {"math": _CAREFUL, "np": np, "select": _select}, names)
+            result = _function(self.code, len(numbers))(*arguments)
         return bool(result) if isinstance(result, bool | np.bool_) else float(result)
+
+
+@cache
+def _function(code: str, count: int) -> Callable[..., Any]:
+    names = [f"a{i}" for i in range(count)]
+    found: Callable[..., Any] = eval(
+        f"lambda {', '.join(names)}: {code.format(*names)}", {"math": _CAREFUL, "np": np, "select": _select}
+    )
+    return found
 
 
 class _CarefulMath:
@@ -88,7 +97,15 @@ def _power(y: Any, a: Any, b: Any) -> Partials:
     by_base = b * _fn("pow", a, b - 1.0)
     if b.op == "const":
         return by_base, None
+    zeros = _fn("and", *(_fn("eq", part, graph.const(0.0)) for part in (a, b)))
+    by_base = graph.select(zeros, 0.0, by_base)
     return by_base, graph.select(_fn("eq", a, graph.const(0.0)), 0.0, y * _fn("log", a))
+
+
+def _xlogy(y: Any, a: Any, b: Any) -> Partials:
+    graph = a.graph
+    nothing = _fn("and", _fn("eq", a, graph.const(0.0)), _fn("le", b, graph.const(0.0)))
+    return _fn("log", graph.select(nothing, 1.0, b)), a / b
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -120,6 +137,7 @@ OPERATIONS: dict[str, Operation] = {
     "erfc": Operation("math.erfc({0})", lambda y, a: (-2.0 / math.sqrt(math.pi) * _fn("exp", -(a * a)),)),
     "hypot": Operation("math.sqrt({0} * {0} + {1} * {1})", lambda y, a, b: (a / y, b / y)),
     "atan2": Operation("math.atan2({0}, {1})", lambda y, a, b: (b / (a * a + b * b), -a / (a * a + b * b))),
+    "xlogy": Operation("select(({0} == 0.0) & ({1} == {1}), 0.0, {0} * math.log({1}))", _xlogy),
     "abs": Operation("abs({0})", lambda y, a: (_fn("sign", a),)),
     "sign": Operation("select({0} > 0.0, 1.0, select({0} < 0.0, -1.0, {0}))", _nothing),
     "floor": Operation("np.floor({0})", _nothing),

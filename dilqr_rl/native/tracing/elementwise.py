@@ -13,9 +13,16 @@ from dilqr_rl.native.tracing.trace import Trace
 
 _SAME_NAME = (
     "neg pow sqrt exp expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf erfc "
-    "hypot abs sign floor ceil trunc"
+    "hypot abs sign floor ceil trunc xlogy"
 )
-_OTHER_NAME = {"special_erf": "erf", "special_erfc": "erfc", "detach": "stop", "minimum": "min", "maximum": "max"}
+_OTHER_NAME = {
+    "special_erf": "erf",
+    "special_erfc": "erfc",
+    "special_xlogy": "xlogy",
+    "detach": "stop",
+    "minimum": "min",
+    "maximum": "max",
+}
 for _name, _op in {**{name: name for name in _SAME_NAME.split()}, **_OTHER_NAME}.items():
     RULES[_name] = lambda trace, *args, _op=_op: elementwise(trace, _op, *args)
 

@@ -60,6 +60,23 @@ def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
     return (result if bias is None else result + bias), mean, spread
 
 
+def _reduced(losses: Tensor, reduction: int) -> Tensor:
+    """All, their mean, or their sum, as torch counts them."""
+    return (losses, losses.mean(), losses.sum())[reduction] if reduction else losses
+
+
+def _huber(a: Tensor, b: Tensor, reduction: int = 1, delta: float = 1.0) -> Tensor:
+    d = a - b
+    far = d.abs() >= delta
+    return _reduced(torch.where(far, delta * (d.abs() - 0.5 * delta), 0.5 * d * d), reduction)
+
+
+def _smooth_l1(a: Tensor, b: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
+    d = a - b
+    near = d.abs() < beta
+    return _reduced(torch.where(near, 0.5 * d * d / beta, d.abs() - 0.5 * beta) if beta > 0 else d.abs(), reduction)
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "_softmax": _softmax,
     "addcdiv": lambda a, b, c, value=1: a + value * b / c,
@@ -71,6 +88,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "fmin": lambda a, b: torch.where((a <= b) | (b != b), a, b),
     "gelu": _gelu,
     "hardtanh": _hardtanh,
+    "huber_loss": _huber,
     "isfinite": lambda a: a.abs() < math.inf,
     "isnan": lambda a: a != a,
     "leaky_relu": lambda a, slope=0.01: torch.where(a > 0.0, a, a * slope),
@@ -82,7 +100,9 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "remainder": lambda a, b: a - b * torch.floor(a / b),
     "rsqrt": lambda a: 1.0 / torch.sqrt(a),
     "silu": lambda a: a * torch.sigmoid(a),
+    "smooth_l1_loss": _smooth_l1,
     "softplus": _softplus,
+    "special_xlog1py": lambda a, b: torch.xlogy(a, 1.0 + b),
     "square": lambda a: a * a,
     "std": _std,
     "var": _var,

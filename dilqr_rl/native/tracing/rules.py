@@ -78,6 +78,15 @@ def writable(trace: Trace, target: Symbol) -> Any:
     return content
 
 
+def refuse_unknown(trace: Trace, index: Any) -> None:
+    """Raise an `UntraceableError` where an index isn't known without data."""
+    if isinstance(index, Symbol):
+        reason = (
+            "with an index or mask that depends on the state or on parameters has no native form; write torch.where(mask, a, b)"
+        )
+        raise trace.refusal("indexing", reason)
+
+
 def root_of(content: Any) -> Any:
     """The array whose memory a view shows; anything else is its own."""
     while isinstance(content, np.ndarray) and isinstance(content.base, np.ndarray):

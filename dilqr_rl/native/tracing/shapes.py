@@ -12,8 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dilqr_rl.native.tracing.rules import RULES, elementwise, number_type, numbers, rule, writable, write_into
+from dilqr_rl.native.tracing.rules import (
+    RULES,
+    elementwise,
+    number_type,
+    numbers,
+    refuse_unknown,
+    rule,
+    writable,
+    write_into,
+)
 from dilqr_rl.native.tracing.symbols import Dense, Symbol, Weights, as_array
 from dilqr_rl.native.tracing.trace import Trace
 
@@ -195,8 +205,7 @@ def _pad(trace: Trace, a: Any, pad: Sequence[int], value: float = 0) -> Symbol:
 
 
 def _known_index(trace: Trace, index: Any) -> Any:
-    if isinstance(index, Symbol):
-        raise trace.refusal("indexing", "with an index or mask that depends on the state or on parameters has no native form")
+    refuse_unknown(trace, index)
     return index.numpy()
 
 
@@ -229,8 +238,10 @@ RULES["zero_"] = lambda trace, a: _fill_(trace, a, 0.0)
 
 
 @rule("_to_copy", "to")
-def converted(trace: Trace, a: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
-    """A tensor in another type; true is 1, false is 0."""
+def converted(trace: Trace, a: Any, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    """A tensor in another type, which stands anywhere among the arguments, or is another tensor's; true is 1, false is 0."""
+    types = (part.dtype if isinstance(part, Tensor) else part for part in args)
+    dtype = next((part for part in types if isinstance(part, torch.dtype)), dtype)
     if not isinstance(a, Symbol):
         return a.to(dtype)
     if dtype is None or dtype == a.dtype:
@@ -241,7 +252,8 @@ def converted(trace: Trace, a: Any, dtype: torch.dtype | None = None, **_: Any) 
         return Symbol(a.content, dtype)
     if dtype == torch.bool:
         return elementwise(trace, "ne", a, 0.0, dtype=torch.bool)
-    raise trace.refusal(f"a conversion to {dtype}", "loses digits of float64, in which the solver computes")
+    reason = "loses digits of float64, in which the solver computes; write .to(x.dtype), or torch.trunc for whole numbers"
+    raise trace.refusal(f"a conversion to {dtype}", reason)
 
 
 def _filled(trace: Trace, shape: Any, value: float) -> Symbol:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dilqr_rl.native.codegen.operations import OPERATIONS
-from dilqr_rl.native.tracing.rules import Rule, elementwise
+from dilqr_rl.native.tracing.rules import Rule, elementwise, refuse_unknown
 from dilqr_rl.native.tracing.symbols import Symbol, strides_of
 
 if TYPE_CHECKING:
@@ -30,12 +30,16 @@ _PRODUCTS = frozenset(("sum", "cumsum", "prod", "mean", "mm", "mv", "bmm", "dot"
 _COUNTING = _PRODUCTS | _SINGLE | {"neg"}
 
 
-def applied(trace: Trace, rule: Rule, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """A rule's result as torch would have it.
+def applied(trace: Trace, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operation's rule as torch would have it.
 
     Raises:
         UntraceableError: it is of another type or shape.
     """
+    name = func._schema.name.removeprefix("aten::")
+    if name == "index":
+        for index in args[1]:
+            refuse_unknown(trace, index)
     rights = _expected(func, args, kwargs)
     given = _with_numbers(trace, name, args)
     if name in _SINGLE and rights[0].dtype == torch.float32:

@@ -112,7 +112,7 @@ class Trace(TorchDispatchMode):
         args, kwargs = tree_map(self._lift, (args, kwargs))
         if func is None or name.endswith("_"):
             return rule(self, *args, **kwargs)
-        return applied(self, rule, func, name, args, kwargs)
+        return applied(self, rule, func, args, kwargs)
 
     def _without_gradient(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """In the function's own `torch.no_grad()`: what comes of it is constant for derivatives."""
