@@ -95,8 +95,7 @@ def backward_sweep(
         lift: which Q_uu is lifted. Where it isn't positive definite and isn't lifted, the step is a stationary point.
         gaps: (B, T, n), by which each next state lies off the trajectory: d_x,t+1 = F_t d_t + gaps_t. None: on it.
     """
-    n = model.g_T.shape[-1]
-    V, v = model.H_T, model.g_T
+    n, V, v = model.g_T.shape[-1], model.H_T, model.g_T
     slope = curvature = torch.zeros_like(damping)
     positive, lifted = torch.ones_like(damping, dtype=torch.bool), torch.zeros_like(damping, dtype=torch.bool)
     k_reversed, K_reversed = [], []
