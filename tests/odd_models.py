@@ -9,15 +9,19 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
+from dilqr_rl.native.audit import Audit
 
 FLOAT = torch.float64
+BACKENDS: tuple[Literal["auto"], Literal["torch"]] = ("auto", "torch")
 N = 3  # states and controls
 
 # Each line changes y, a tensor (..., 3) of the function's own; z is scratch, x and u are the arguments, s the model.
@@ -68,7 +72,6 @@ LINES = (
     "z = y.roll(1, -1); z.mul_(0.1); y = y + z",
     "z = y.masked_fill(x > 0.5, 0.3); y = y + 0.1 * z",
     "y.masked_fill_(x > 2.0, 0.3)",
-    "z = y.diagonal_scatter(y[..., 0], dim1=-1, dim2=-1) if False else y; y = z * 1.0",
     "z = s.hidden(y); z.unsqueeze(-1).clamp_(min=0.0); y = y + 0.1 * s.out(z)",
     "z = s.hidden(y); z.clamp_(min=0.0); y = y + 0.1 * s.out(z)",
     "z = s.hidden(y); w = z[..., :20]; w.mul_(0.5); y = y + 0.1 * s.out(z)",
@@ -98,6 +101,9 @@ LINES = (
     "y = y + 0.05 * torch.special.expit(x) * s.gain",
     "with torch.no_grad(): z = 0.1 * x.square()\n    y = y + z",
     "y = y + 0.1 * s.lookup(u)",
+    "y = y + 0.1 * s.hooked(s.gain) * x",
+    "y = y + 0.1 * s.gain.detach() * x",
+    "y = y + 0.1 * s.gain * s.hooked(y).sin()",
 )
 ENDS = ("return y", "y = y * 1.0; return y", "return torch.stack(y.unbind(-1), -1)", "return y.clone()", "return (y, y)[0]")
 
@@ -140,6 +146,12 @@ class Model(nn.Module):
     def lookup(self, u: Tensor) -> Tensor:
         return torch.tensor([0.1, -0.2, 0.3], dtype=u.dtype) * u.tanh()
 
+    def hooked(self, y: Tensor) -> Tensor:
+        z = 2.0 * y
+        if z.requires_grad:
+            z.register_hook(lambda gradient: gradient.detach())
+        return z
+
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         return self._function(self, x, u)
 
@@ -170,15 +182,15 @@ class Told(logging.Handler):
 
 
 def verdict(seed: int) -> str:
-    """What a planner makes of a model: "native", "said", "alike" (an error from both), or "WRONG: ..." with the model.
+    """What a planner makes of a model: "native", "said", "alike" (the same error from both), or "WRONG: ..." with the model.
 
     Two solves, with a change of a setting in between. Where "auto" is native, states have to be the function's own rollout, and
-    the gradient by the model's gain that of the PyTorch path's adjoint around the same controls.
+    the gradient by the model's parameters that of the PyTorch path's adjoint around the same controls. For every other model
+    there is no audit: so it is in use, but for one solve in some hundreds.
     """
     model = Model(seed)
     cost = QuadraticCost([1.0] * 3 + [0.1] * 3, [0.8, -0.6, 1.2, 0.0, 0.0, 0.0])
     problem = ControlProblem(model, cost, horizon=4, state_size=3, control_size=3, u_min=-1.0, u_max=1.0)
-    planner = ILQR(problem, ILQROptions(max_iterations=60))
     x0 = torch.tensor([[0.3, -0.4, 0.1], [0.0, 0.8, -0.9]], dtype=FLOAT)
     told, logger = Told(), logging.getLogger("dilqr_rl")
     logger.addHandler(told)
@@ -187,7 +199,8 @@ def verdict(seed: int) -> str:
         for change in (None, random.Random(seed).choice(CHANGES)):
             if change is not None:
                 change(model)
-            kinds.append(_one(planner, model, x0))
+            with without_audit() if seed % 2 else nullcontext():
+                kinds.append(_one(problem, model, x0))
             if kinds[-1].startswith("WRONG"):
                 return f"{kinds[-1]}\nseed {seed}, {'after a change' if change else 'at first'}\n{model.source}"
     finally:
@@ -195,15 +208,23 @@ def verdict(seed: int) -> str:
     return "said" if any("PyTorch" in line for line in told.lines) else kinds[-1]
 
 
-def _one(planner: ILQR, model: Model, x0: Tensor) -> str:
+@contextmanager
+def without_audit() -> Iterator[None]:
+    """No look is ever due."""
+    due = Audit.due
+    Audit.due = lambda *_, **__: False  # type: ignore[method-assign]
     try:
-        solution = planner(x0)
-    except ValueError:
-        try:
-            ILQR(planner.problem, ILQROptions(backend="torch", max_iterations=60))(x0)
-        except ValueError:
-            return "alike"
-        return "WRONG: an error that the PyTorch path doesn't have"
+        yield
+    finally:
+        Audit.due = due  # type: ignore[method-assign]
+
+
+def _one(problem: ControlProblem, model: Model, x0: Tensor) -> str:
+    auto, plain = (ILQR(problem, ILQROptions(backend=backend, max_iterations=60)) for backend in BACKENDS)
+    solution, error = _tried(auto, x0)
+    if solution is None:
+        _, other = _tried(plain, x0)
+        return "alike" if other == error else f"WRONG: an error that the PyTorch path doesn't have ({error}, but {other})"
     with torch.no_grad():
         states = [x0]
         for u in solution.controls.detach().unbind(1):
@@ -211,14 +232,40 @@ def _one(planner: ILQR, model: Model, x0: Tensor) -> str:
         off = (torch.stack(states, 1) - solution.states).abs()
     if not bool((off < 1e-7).all()):
         return f"WRONG: states off by {off.max().item():.1e}"
+    return _compared(solution, plain, model, x0)
+
+
+def _tried(planner: ILQR, x0: Tensor) -> tuple[Solution | None, str]:
+    """A solution, or how the ValueError begins."""
+    try:
+        return planner(x0), ""
+    except ValueError as error:
+        return None, " ".join(str(error).split()[:6])
+
+
+def _compared(solution: Solution, plain: ILQR, model: Model, x0: Tensor) -> str:
+    """The gradients by the model's parameters, beside those of the PyTorch path's adjoint around the same solution."""
+    parts = {name: getattr(solution, name).detach() for name in ("states", "controls", "cost")}
+    try:
+        right = _gradients(plain.attached(x0, None, replace(solution, **parts)), model)
+    except ValueError:  # what autograd refuses has no gradient to compare with
+        return "native"
+    for (name, _), one, other in zip(model.named_parameters(), _gradients(solution, model), right, strict=True):
+        off = (one - other).abs().max().item()
+        if not off < 1e-6 * (1.0 + other.abs().max().item()):
+            return f"WRONG: the gradient by {name} is off by {off:.1e}"
     return "native"
+
+
+def _gradients(solution: Solution, model: Model) -> tuple[Tensor, ...]:
+    weights = torch.linspace(-1.0, 2.0, solution.states.numel(), dtype=FLOAT).view_as(solution.states)
+    loss = (weights * solution.states).sum() + solution.controls.square().sum()
+    return torch.autograd.grad(loss, [*model.parameters()], allow_unused=True, materialize_grads=True)
 
 
 def main(count: int) -> None:
     """Try models, and print what came of them."""
     torch.set_num_threads(1)
-    logging.getLogger("dilqr_rl").setLevel(logging.CRITICAL)
-    logging.getLogger("dilqr_rl").setLevel(logging.WARNING)
     logging.getLogger("dilqr_rl").propagate = False
     found: dict[str, int] = {}
     for seed in range(count):
