@@ -113,7 +113,7 @@ class ILQR(nn.Module):
         self.options = options or ILQROptions()
         self.gradient = gradient
         self._said: set[str] = set()
-        self._idle = Audit(share=0.25 * SHARE)  # the rest of a program's
+        self._idle = Audit(share=0.1 * SHARE)  # the rest of a program's
 
     def forward(
         self,

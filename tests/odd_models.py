@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
+from dilqr_rl.native import programs
 from dilqr_rl.native.audit import Audit
 
 FLOAT = torch.float64
@@ -193,6 +194,7 @@ def verdict(seed: int) -> str:
     problem = ControlProblem(model, cost, horizon=4, state_size=3, control_size=3, u_min=-1.0, u_max=1.0)
     x0 = torch.tensor([[0.3, -0.4, 0.1], [0.0, 0.8, -0.9]], dtype=FLOAT)
     told, logger = Told(), logging.getLogger("dilqr_rl")
+    programs._reported.clear()  # what was said of another model is said again
     logger.addHandler(told)
     try:
         kinds = []

@@ -51,7 +51,7 @@ class Program:
         self._addresses, self._kernel, self._source, self._constants = addresses, kernel, model.source, model.constants
         self._sizes = np.array([model.constants_size, model.work_size], np.int64)
         self._own, self._closures, self._positive = model.values[:count], model.values[count:], positive
-        self.solves, self.gradients = Audit(share=0.75 * SHARE), Audit(ONCE)
+        self.solves, self.gradients = Audit(share=0.9 * SHARE), Audit(ONCE, 0.5 * SHARE)
 
     def is_of(self, model: Model) -> bool:
         """Whether the same code, with the same tensors, comes of another trace."""
