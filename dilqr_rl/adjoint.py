@@ -34,7 +34,7 @@ from dilqr_rl.derivatives import dynamics_hessian, gradient, terminal_gradient
 from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.ilqr import expand, with_curvature
 from dilqr_rl.instance import Instance
-from dilqr_rl.lqr import Lift, Quadratic, backward_sweep, control_gradient, costates, linear_rollout
+from dilqr_rl.lqr import Lift, Policy, Quadratic, backward_sweep, control_gradient, costates, linear_rollout
 from dilqr_rl.solution import Solution
 
 
@@ -54,34 +54,70 @@ class Adjoint:
         self, values: tuple[Tensor, ...], needed: tuple[bool, ...], loss: LossGradient
     ) -> tuple[Tensor, list[Tensor | None]]:
         """See `Pullback`."""
-        solution, instance = self._solution, self._instance.with_values(values)
-        role = disagreement(instance, solution, ROUGH)
-        if role is not None and not is_random(instance, solution):
-            raise RuntimeError(
-                f"the problem's {role} changed between the solve and its gradient: a setting, or a tensor that isn't the "
-                "problem's own. Take the gradient first, or solve again."
-            )
-        good = solution.converged.nonzero().squeeze(1)
-        dx0 = torch.zeros_like(solution.states[:, 0])
-        if good.numel() == 0:
+        instance = self._instance.with_values(values)
+        point = point_of(instance, self._solution)
+        dx0 = torch.zeros_like(self._solution.states[:, 0])
+        if point.index.numel() == 0:
             return dx0, [torch.zeros_like(value) if need else None for value, need in zip(values, needed, strict=True)]
-        bounds = instance.bounds(dx0.shape[0])
-        parts = (solution.states, solution.controls, *bounds, solution.singular)
-        point = Point(instance.select(good), *(part[good] for part in parts))
-        step = solve_adjoint(point, LossGradient(*(part[good] for part in loss)), exact=self._exact)
-        return dx0.index_put((good,), step.mu[:, 0]), _value_gradients(instance, needed, good, point, step)
+        step = solve_adjoint(point, LossGradient(*(part[point.index] for part in loss)), exact=self._exact)
+        return dx0.index_put((point.index,), step.mu[:, 0]), _value_gradients(instance, needed, point, step)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Solutions of B problems: x (B, T+1, n), u, lower and upper (B, T, m), and whether they are singular (B,)."""
+    """The solutions that have derivatives, K of a batch: those that converged.
 
+    Attributes:
+        index: (K,), their places in the batch.
+        instance: the problems.
+        x: (K, T+1, n).
+        u: (K, T, m).
+        lower: (K, T, m).
+        upper: (K, T, m).
+        singular: (K,).
+    """
+
+    index: Tensor
     instance: Instance
     x: Tensor
     u: Tensor
     lower: Tensor
     upper: Tensor
     singular: Tensor
+
+
+def point_of(instance: Instance, solution: Solution) -> Point:
+    """The solutions of an instance that have derivatives.
+
+    Raises:
+        RuntimeError: the problem isn't the one that was solved any more.
+    """
+    role = disagreement(instance, solution, ROUGH)
+    if role is not None and not is_random(instance, solution):
+        raise RuntimeError(
+            f"the problem's {role} changed between the solve and its gradient: a setting, or a tensor that isn't the "
+            "problem's own. Take the gradient first, or solve again."
+        )
+    good = solution.converged.nonzero().squeeze(1)
+    parts = (solution.states, solution.controls, *instance.bounds(len(solution.status)), solution.singular)
+    return Point(good, instance.select(good), *(part[good] for part in parts))
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """The linear-quadratic problem around solutions, for B of them.
+
+    Attributes:
+        model: dynamics, costs' gradients, and Hessians of the Lagrangian (or of the costs alone, for DiffMPC's gradient).
+        costate: lambda (B, T+1, n).
+        at_lower: (B, T, m) bool, the controls that stay at their lower bound.
+        at_upper: (B, T, m) bool.
+    """
+
+    model: Quadratic
+    costate: Tensor
+    at_lower: Tensor
+    at_upper: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,11 +143,8 @@ class AdjointStep:
     dcost: Tensor
 
 
-def solve_adjoint(point: Point, gradient_of_loss: LossGradient, *, exact: bool) -> AdjointStep:
-    """Solve the adjoint problem for a loss.
-
-    A problem whose system is singular has no derivative; it gets zeros.
-    """
+def linearised(point: Point, *, exact: bool) -> Linearised:
+    """The linear-quadratic problem around solutions, with the dynamics' curvature if `exact`."""
     model, costate = expand(point.instance, point.x, point.u)
     if exact:
         curvature = dynamics_hessian(point.instance, point.x[:, :-1], point.u, costate[:, 1:])
@@ -119,43 +152,60 @@ def solve_adjoint(point: Point, gradient_of_loss: LossGradient, *, exact: bool) 
     gradient = control_gradient(model.F, model.g, costate)
     at_lower = (point.u <= point.lower) | (point.u - gradient <= point.lower)
     at_upper = ~at_lower & ((point.u >= point.upper) | (point.u - gradient >= point.upper))
-    limit = torch.where(at_lower | at_upper, 0.0, torch.inf).to(point.u)
+    return Linearised(model, costate, at_lower, at_upper)
+
+
+def stationary(model: Quadratic, held: Tensor, singular: Tensor, gaps: Tensor | None = None) -> Policy:
+    """The policy to the stationary point of a linear-quadratic problem whose controls `held` (B, T, m) don't move.
+
+    Of problems that are `singular` (B,) it is the one of least norm. For `gaps` see `backward_sweep`.
+    """
+    limit = torch.where(held, 0.0, torch.inf).to(model.g)
+    policy = backward_sweep(model, -limit, limit, torch.zeros_like(limit[:, 0, 0]), gaps=gaps)
+    odd = singular.nonzero().squeeze(1)
+    if odd.numel() == 0:
+        return policy
+    free, undamped = limit[odd], torch.zeros_like(limit[odd, 0, 0])
+    least = backward_sweep(model.select(odd), -free, free, undamped, Lift.LEAST, None if gaps is None else gaps[odd])
+    return policy.merge(odd, least)
+
+
+def solve_adjoint(point: Point, gradient_of_loss: LossGradient, *, exact: bool) -> AdjointStep:
+    """Solve the adjoint problem for a loss.
+
+    A problem whose system is singular has no derivative; it gets zeros.
+    """
+    around = linearised(point, exact=exact)
+    model = around.model
     loss_dx, loss_du, loss_dcost = gradient_of_loss
     loss_dz = torch.cat((loss_dx[:, :-1], loss_du), dim=-1) + loss_dcost[:, None, None] * model.g
     loss = Quadratic(model.F, model.H, loss_dz, model.H_T, loss_dx[:, -1] + loss_dcost[:, None] * model.g_T)
-    policy = backward_sweep(loss, -limit, limit, torch.zeros_like(limit[:, 0, 0]))
-    odd = point.singular.nonzero().squeeze(1)
-    if odd.numel() > 0:
-        free, undamped = limit[odd], torch.zeros_like(limit[odd, 0, 0])
-        policy = policy.merge(odd, backward_sweep(loss.select(odd), -free, free, undamped, Lift.LEAST))
-    dx, du = linear_rollout(model.F, policy)
+    dx, du = linear_rollout(model.F, stationary(loss, around.at_lower | around.at_upper, point.singular))
     g = loss.g + product(model.H, torch.cat((dx[:, :-1], du), dim=-1))
     mu = costates(model.F, g, loss.g_T + product(model.H_T, dx[:, -1]))
-    finite = _finite(dx, du, mu)
-    dx, du, g, mu = (torch.where(finite[:, None, None], part, 0.0) for part in (dx, du, g, mu))
+    dx, du, g, mu = if_finite(dx, du, mu, then=(dx, du, g, mu))
     multiplier = control_gradient(model.F, g, mu)
-    dlower, dupper = (torch.where(active, multiplier, 0.0) for active in (at_lower, at_upper))
-    return AdjointStep(costate, dx, du, mu, dlower, dupper, loss_dcost)
+    dlower, dupper = (torch.where(active, multiplier, 0.0) for active in (around.at_lower, around.at_upper))
+    return AdjointStep(around.costate, dx, du, mu, dlower, dupper, loss_dcost)
 
 
-def _value_gradients(
-    instance: Instance, needed: tuple[bool, ...], good: Tensor, point: Point, step: AdjointStep
-) -> list[Tensor | None]:
+def _value_gradients(instance: Instance, needed: tuple[bool, ...], point: Point, step: AdjointStep) -> list[Tensor | None]:
     """The reverse pass: the derivative of the bracket in the module's docstring with respect to each value that needs it."""
     with torch.enable_grad():
         leaves = tuple(value.detach().requires_grad_(need) for value, need in zip(instance.values, needed, strict=True))
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         if not wanted:
             return [None] * len(leaves)
-        bracket = _bracket(instance.with_values(leaves).select(good), point, step)
-        if bracket.requires_grad:
-            found = iter(torch.autograd.grad(bracket, wanted, allow_unused=True, materialize_grads=True))
+        total = bracket(instance.with_values(leaves).select(point.index), point, step)
+        if total.requires_grad:
+            found = iter(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
         else:
             found = iter(torch.zeros_like(leaf) for leaf in wanted)
     return [next(found) if need else None for need in needed]
 
 
-def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
+def bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
+    """What stands in braces in the module's docstring, with costs and bounds, as a function of the instance's values."""
     n = point.x.shape[-1]
 
     z = torch.cat((point.x[:, :-1], point.u), dim=-1).requires_grad_()
@@ -170,6 +220,7 @@ def _bracket(instance: Instance, point: Point, step: AdjointStep) -> Tensor:
     return directional + (step.mu[:, 1:] * f).sum() + last + total + (at_lower + at_upper).sum()
 
 
-def _finite(*parts: Tensor) -> Tensor:
-    """(B,) bool: whether all numbers of a problem are finite."""
-    return torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)
+def if_finite(*parts: Tensor, then: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`then`, (B, ...) each, with zeros for the problems in which one of the parts (B, ...) isn't finite."""
+    finite = torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)
+    return tuple(torch.where(finite.view(-1, *[1] * (part.ndim - 1)), part, 0.0) for part in then)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from dilqr_rl.problem import ControlProblem
 
@@ -99,7 +100,9 @@ def refuse_unreal(name: str, values: Tensor) -> None:
 
 
 def finite(name: str, values: Tensor) -> Tensor:
-    """The values; a ValueError if one isn't finite."""
+    """The values; a ValueError if one isn't finite. Those of a transform can't be seen."""
+    if is_functorch_wrapped_tensor(values):
+        return values
     if math.isfinite(values.detach().sum()):  # at once so of nearly all; the sum of finite numbers may be infinite
         return values
     if not torch.isfinite(values).all():

@@ -30,7 +30,7 @@ from dilqr_rl.guess import Guess
 from dilqr_rl.instance import Instance
 from dilqr_rl.lqr import Lift, Policy, Quadratic, backward_sweep, control_gradient, costates, largest_change
 from dilqr_rl.options import ILQROptions
-from dilqr_rl.solution import History, Status
+from dilqr_rl.solution import History, Solution, Status
 from dilqr_rl.watching import Deadline, Recorder
 
 _RUNNING = -1
@@ -77,6 +77,20 @@ class Iterate:
         """Some of these problems."""
         tensors = {name: value[positions] for name, value in vars(self).items() if name != "instance"}
         return replace(self, instance=self.instance.select(positions), **tensors)
+
+    def solution(self, history: History | None) -> Solution:
+        """What the solver gives back."""
+        return Solution(
+            states=self.x,
+            controls=self.u,
+            cost=self.cost,
+            status=self.status,
+            num_iterations=self.iterations,
+            residual=self.residual,
+            gains=self.gains,
+            singular=self.singular,
+            history=history,
+        )
 
 
 @dataclass(frozen=True)

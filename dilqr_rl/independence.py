@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.consistency import ROUGH, agree
-from dilqr_rl.instance import SHARED, Instance, own_tensors
+from dilqr_rl.instance import SHARED, Instance, own_tensors, usable
 from dilqr_rl.solution import Solution
 
 __all__ = ["near", "plain_instance", "refuse_coupled", "refuse_coupled_along"]
@@ -20,7 +20,7 @@ _MOST = 8 * _COUNT  # points of a solution that are looked at
 
 def plain_instance(instance: Instance) -> Instance:
     """The problem with its own tensors for values, whatever the batch has been given."""
-    values = tuple(t.detach().to(torch.float64) if t.is_floating_point() else t for t in own_tensors(instance.problem))
+    values = tuple(usable(t.detach()).to(torch.float64) if t.is_floating_point() else t for t in own_tensors(instance.problem))
     return Instance(instance.problem, values, (SHARED,) * len(values), instance.slots)
 
 

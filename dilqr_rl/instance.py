@@ -6,12 +6,14 @@ A value is shared by all problems of the batch, or there is one per problem, (B,
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from dilqr_rl.modules import call_with, tensors_of
@@ -19,6 +21,8 @@ from dilqr_rl.problem import ControlProblem, check_bounds
 
 SHARED, PER_PROBLEM, PER_STEP = 0, 1, 2
 Slots = tuple[tuple[str, int], ...]
+_ARGUMENTS = {"dynamics": "x (..., n) and u (..., m)", "stage_cost": "x (..., n) and u (..., m)", "terminal_cost": "x (..., n)"}
+_OF_SIZES = re.compile(r"size|shape|dimension|broadcast|out of (bounds|range)|mat1")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,10 @@ class Instance:
                 raise
             except (RuntimeError, ValueError, IndexError) as error:
                 raise _explained(role, points, error) from error
+            except TypeError as error:
+                if _takes(module, len(points)):
+                    raise
+                raise ValueError(_of_another_signature(role, module, error)) from error
             _check_result(role, points, result, points[0].shape[:-1] + event)
             return result
 
@@ -144,16 +152,49 @@ def _check_result(role: str, points: tuple[Tensor, ...], result: Any, expected: 
 
 def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> ValueError:
     """What to tell of an error inside a user's function."""
-    if "when training" in str(error):
+    text = str(error)
+    if "when training" in text:
         return ValueError(f"{role}: normalises over its batch, whose problems must not depend on each other; call its .eval().")
-    if "dtype" in str(error) or "same type" in str(error):
+    if "dtype" in text or "same type" in text:
         return ValueError(
             f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors "
             "as parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
         )
+    if "call numpy()" in text:
+        return ValueError(
+            f"{role}: expected PyTorch operations, along whose derivatives the solver moves, got NumPy's ({error}). Write it "
+            "with torch."
+        )
+    if re.search(r"\d-?D\b", text):
+        advice = (
+            "A layer that takes one axis of rows needs them flattened: z.reshape(-1, z.shape[-1]) before it, and "
+            ".reshape(*x.shape[:-1], -1) after it."
+        )
+    else:
+        advice = "Do its sizes fit the problem's state_size and control_size?" if _OF_SIZES.search(text) else ""
     return ValueError(
-        f"{role}: expected a function of x (..., n) and u (..., m) with any leading dimensions, but {_shapes(points)} "
-        f"gave: {error}. Do its sizes fit the problem's state_size and control_size?"
+        f"{role}: expected a function of {_ARGUMENTS[role]} with any leading dimensions, but {_shapes(points)} gave: {error}. {advice}".rstrip()
+    )
+
+
+def _takes(module: nn.Module, count: int) -> bool:
+    """Whether a module can be called with so many arguments."""
+    function = getattr(module, "function", module.forward)
+    try:
+        inspect.signature(function).bind(*range(count))
+    except ValueError:  # of a function of C without one
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def _of_another_signature(role: str, module: nn.Module, error: TypeError) -> str:
+    function = getattr(module, "function", module)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return (
+        f"{role}: expected a function of {_ARGUMENTS[role]}, got {name}: {error}. Write one of these arguments around it; what "
+        "else it needs, such as time, goes into the state or into the module."
     )
 
 
@@ -199,9 +240,21 @@ def bind(
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:
     """On the device, and in float64 if it is floating-point. Values that are there already don't wait for torch to find out."""
+    value = usable(value) if value.is_floating_point() else value
     if value.dtype == torch.float64 and value.device == device:
         return value
     return value.to(device, torch.float64) if value.is_floating_point() else value.to(device)
+
+
+def named_values(instance: Instance) -> dict[str, Tensor]:
+    """An instance's values as `params`, each under one of its names."""
+    places = {place: f"{role}.{name}" if role else name for role, pairs in instance.slots.items() for name, place in pairs}
+    return {name: instance.values[place] for place, name in places.items() if instance.values[place].is_floating_point()}
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """A copy of a tensor of inference mode, outside of which it can't be differentiated; any other as it is."""
+    return tensor.clone() if isinstance(tensor, Tensor) and tensor.is_inference() else tensor
 
 
 def own_tensors(problem: ControlProblem) -> list[Tensor]:

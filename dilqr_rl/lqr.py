@@ -161,13 +161,14 @@ def _like(flags: Tensor, other: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (other.ndim - 1))
 
 
-def linear_rollout(F: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """The step itself, from dx_0 = 0: dx (B, T+1, n) and du (B, T, m)."""
-    dx = [F.new_zeros(F.shape[0], F.shape[2])]
+def linear_rollout(F: Tensor, policy: Policy, first: Tensor | None = None, gaps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The step itself: dx (B, T+1, n) and du (B, T, m), from dx_0 = `first` (B, n), or 0; for `gaps` see `backward_sweep`."""
+    dx = [F.new_zeros(F.shape[0], F.shape[2]) if first is None else first]
     du = []
-    for F_t, k, K in zip(F.unbind(1), policy.k.unbind(1), policy.K.unbind(1), strict=True):
+    for t, (F_t, k, K) in enumerate(zip(F.unbind(1), policy.k.unbind(1), policy.K.unbind(1), strict=True)):
         du.append(k + product(K, dx[-1]))
-        dx.append(product(F_t, torch.cat((dx[-1], du[-1]), dim=-1)))
+        following = product(F_t, torch.cat((dx[-1], du[-1]), dim=-1))
+        dx.append(following if gaps is None else following + gaps[:, t])
     return torch.stack(dx, dim=1), torch.stack(du, dim=1)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dilqr_rl.checks import whole
-from dilqr_rl.guess import Guess, either, finite, refuse_unreal
+from dilqr_rl.guess import Guess, checked_guess, either, finite, refuse_unreal
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution, Status
+from dilqr_rl.surroundings import uncompiled
+from dilqr_rl.transforms import is_transformed
 
 __all__ = ["MultiStart", "best_of", "first_swings", "swings"]
 
@@ -74,10 +77,21 @@ class MultiStart(nn.Module):
         Returns:
             Of each problem the plan of the lowest cost, whether it converged or not; the guess's where none is cheaper by 1e-6.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return uncompiled(self._planned, x0, params, u_init, guess)
+        return self._planned(x0, params, u_init, guess)
+
+    def _planned(self, x0: Tensor, params: Mapping[str, Tensor] | None, u_init: Tensor | None, guess: Guess | None) -> Solution:
         if not isinstance(x0, Tensor) or x0.ndim not in (1, 2):
             return self.planner(x0)  # says what is wrong
         batch = x0 if x0.ndim == 2 else x0.unsqueeze(0)
-        solution = best_of(self.planner, self.starts, batch, params, either(u_init, guess))
+        first = either(u_init, guess)
+        if is_transformed(self.planner.tensors(x0, params)):
+            first = None if first is None else checked_guess(self.problem, batch, None, first)
+            find = partial(best_of, self.planner, self.starts)
+            solution = self.planner.transformed(find, batch.to(torch.float64), params, first).cast(x0.dtype)
+        else:
+            solution = best_of(self.planner, self.starts, batch, params, first)
         return solution if x0.ndim == 2 else solution.squeeze()
 
 

@@ -5,31 +5,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.consistency import disagreement
 from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.guess import Guess, checked_guess, finite
-from dilqr_rl.ilqr import Decision, Iterate, solve
+from dilqr_rl.hidden import refuse_hidden_tensors
+from dilqr_rl.ilqr import solve
 from dilqr_rl.independence import refuse_coupled, refuse_coupled_along
-from dilqr_rl.instance import Instance, bind, check_values
+from dilqr_rl.instance import Instance, bind, check_values, named_tensors, named_values, usable
 from dilqr_rl.native.adjoint import NativeAdjoint
 from dilqr_rl.native.audit import SHARE, Audit
 from dilqr_rl.native.program import Program
-from dilqr_rl.native.programs import drop_program, find_program, structure_of
+from dilqr_rl.native.programs import Structure, drop_program, find_program, structure_of
 from dilqr_rl.no_derivatives import find_idle, find_missing, suspects
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.second_starts import between_bounds, doubts, feedback_start, is_better
-from dilqr_rl.solution import History, Solution, Status
-from dilqr_rl.unroll import replay
+from dilqr_rl.solution import Solution, Status
+from dilqr_rl.surroundings import uncompiled, undisturbed
+from dilqr_rl.transforms import Call, is_transformed, transformed
+from dilqr_rl.unroll import unrolled
 
 __all__ = ["ILQR"]
 
@@ -47,7 +49,8 @@ class _Bound:
     def solve(self, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
         """The solution from x0 (B, n), without gradients."""
         if self.program is None or self._arguments is None:
-            return _solution(*solve(self.instance, x0, guess, options))
+            solved, history = solve(self.instance, x0, guess, options)
+            return solved.solution(history)
         began, audit = time.perf_counter(), self.program.solves
         solution = self.program.solve(self._arguments, x0, guess, options)
         took, budget = time.perf_counter() - began, options.max_seconds
@@ -70,6 +73,11 @@ class _Bound:
         if self.program is None or self._arguments is None:
             return Adjoint(self.instance, solution, exact)
         return NativeAdjoint(self.program, self.instance, self._arguments, solution, exact, required)
+
+    def refuse_hidden_tensors(self, x0: Tensor, controls: Tensor) -> None:
+        """Raise a ValueError where a function depends on a tensor that requires a gradient and isn't the instance's."""
+        if self.program is None or self.program.depends_on_hidden_tensors:
+            refuse_hidden_tensors(self.instance, x0, controls)
 
     def select(self, index: Tensor) -> _Bound:
         """Some problems of the batch."""
@@ -142,6 +150,8 @@ class ILQR(nn.Module):
                 must be positive isn't; u_min > u_max; both u_init and guess; a function returns another shape, or holds a
                 tensor that requires a gradient without being the problem's.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return uncompiled(self._planned, x0, params, u_init, guess, self.options)
         return self._planned(x0, params, u_init, guess, self.options)
 
     def attached(self, x0: Tensor, params: Mapping[str, Tensor] | None, solution: Solution) -> Solution:
@@ -158,7 +168,7 @@ class ILQR(nn.Module):
         if not torch.is_grad_enabled():
             return solution
         bound = self._bound(x0.to(torch.float64), params, solution.controls.to(torch.float64))
-        _refuse_hidden_tensors(bound.instance, x0.to(torch.float64), solution.controls.to(torch.float64), bound.program)
+        bound.refuse_hidden_tensors(x0.to(torch.float64), solution.controls.to(torch.float64))
         if self.gradient == "unroll" and _is_differentiable(x0, *bound.instance.values):
             raise ValueError('gradient: "unroll" has no gradient at a point; call the planner from a guess instead.')
         exact = solution.cast(torch.float64)
@@ -185,46 +195,100 @@ class ILQR(nn.Module):
     ) -> Solution:
         if torch.is_inference_mode_enabled():  # whose tensors have no derivatives, which the solver needs
             with torch.inference_mode(False), torch.no_grad():
-                values = None if params is None else {name: _usable(value) for name, value in params.items()}
-                starts = None if u_init is None else _usable(u_init), None if guess is None else guess.map(_usable)
-                return self._planned(_usable(x0), values, *starts, options)
+                values = None if params is None else {name: usable(value) for name, value in params.items()}
+                starts = None if u_init is None else usable(u_init), None if guess is None else guess.map(usable)
+                return self._planned(usable(x0), values, *starts, options)
         batch = self._start_states(x0)
         start = checked_guess(self.problem, batch, u_init, guess)
         by_default = u_init is None and guess is None
         exact = batch.to(torch.float64)
-        bound = self._bound(exact, params, start.controls)
-        solution = self._plan(bound, exact, start, by_default, options).cast(x0.dtype)
+        if is_transformed(self.tensors(x0, params)):
+
+            def find(x0: Tensor, params: Mapping[str, Tensor], guess: Guess | None) -> Solution:
+                return self._planned(x0, params, None, guess, options)
+
+            solution = self.transformed(find, exact, params, None if by_default else start)
+        else:
+            solution = self._plan(self._bound(exact, params, start.controls), exact, start, by_default, options)
+        solution = solution.cast(x0.dtype)
         return solution if x0.ndim == 2 else solution.squeeze()
+
+    def tensors(self, x0: Tensor, params: Mapping[str, Tensor] | None) -> Iterator[Tensor]:
+        """Whatever a call's solution depends on."""
+        yield x0
+        yield from (params or {}).values()
+        yield from named_tensors(self.problem).values()
+
+    def transformed(
+        self,
+        find: Callable[[Tensor, Mapping[str, Tensor], Guess | None], Solution],
+        x0: Tensor,
+        params: Mapping[str, Tensor] | None,
+        guess: Guess | None,
+    ) -> Solution:
+        """What `find` gives where tensors are those of a transform or carry tangents, with the derivatives that it asks for.
+
+        Args:
+            find: finds this planner's solutions from plain tensors; called without gradients.
+            x0: (B, n) in float64.
+            params: as for a call.
+            guess: (B, ...), or None.
+        """
+        if self.gradient == "unroll":
+            raise NotImplementedError('gradient: "unroll" is for backward() and autograd.grad; use "implicit" with torch.func.')
+
+        def solve(instance: Instance, x0: Tensor, guess: Guess | None) -> Solution:
+            controls = x0.new_zeros(1, 1, self.problem.control_size) if guess is None else guess.controls
+            refuse_hidden_tensors(instance, x0, controls)
+            return find(x0, named_values(instance), guess)
+
+        def pullback(instance: Instance, solution: Solution) -> Pullback:
+            self._tell_singular(solution)
+            bound = self._bound_to(instance, solution.states[:, 0], solution.controls)
+            return bound.pullback(solution, self.gradient == "implicit", self.options.backend == "native")
+
+        return transformed(Call(bind(self.problem, x0, params), solve, pullback, self.gradient == "implicit"), x0, guess)
 
     def _bound(self, x0: Tensor, params: Mapping[str, Tensor] | None, controls: Tensor) -> _Bound:
         """The problem with values, and the native code for it, if there is any; new code is tried at the start."""
-        may_be_native = self.options.backend != "torch" and self.gradient != "unroll"
-        structure = structure_of(self.problem) if may_be_native else None
+        structure = self._structure()
         instance = bind(self.problem, x0, params, None if structure is None else structure.tensors)
+        return self._bound_to(instance, x0, controls, structure)
+
+    def _structure(self) -> Structure | None:
+        """Of the problem's functions, where native code is wanted."""
+        return structure_of(self.problem) if self.options.backend != "torch" and self.gradient != "unroll" else None
+
+    def _bound_to(self, instance: Instance, x0: Tensor, controls: Tensor, structure: Structure | None = None) -> _Bound:
+        """The same for an instance; `structure` is that of its functions, if it is known."""
         program = None
-        if structure is not None:
-            program = find_program(instance, structure, x0, controls, required=self.options.backend == "native")
-        if program is None:
-            check_values(instance)
-            refuse_coupled(instance, x0, controls)
+        structure = self._structure() if structure is None else structure
+        with undisturbed():
+            if structure is not None:
+                program = find_program(instance, structure, x0, controls, required=self.options.backend == "native")
+            if program is None:
+                check_values(instance)
+                refuse_coupled(instance, x0, controls)
         return _Bound(instance, program)
 
     def _plan(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
-        if forward_ad._current_level >= 0:
-            _refuse_tangents(x0, *guess.parts(), *bound.instance.values)
         if torch.is_grad_enabled():
-            _refuse_hidden_tensors(bound.instance, x0, guess.controls, bound.program)
+            bound.refuse_hidden_tensors(x0, guess.controls)
         if self.gradient == "unroll" and _is_differentiable(x0, *guess.parts(), *bound.instance.values):
-            return self._unroll(bound.instance, x0, guess, options)
-        native, began = bound.program is not None, time.perf_counter()
-        solution = self._solved(bound, x0, guess, by_default, options)
-        if native and bound.program is None:  # dropped on the way: what it had found before doesn't count
+            return unrolled(bound.instance, x0, guess, options)
+        return self._attached(bound, x0, self._found(bound, x0, guess, by_default, options))
+
+    def _found(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
+        with undisturbed():
+            native, began = bound.program is not None, time.perf_counter()
             solution = self._solved(bound, x0, guess, by_default, options)
-        took = time.perf_counter() - began
-        told = _told(bound.instance, solution)
-        if self._idle.due(took, math.inf if options.max_seconds is None else options.max_seconds - took):
-            self._idle.look(lambda: self._tell_idle(bound.instance, told))
-        return self._attached(bound, x0, told)
+            if native and bound.program is None:  # dropped on the way: what it had found before doesn't count
+                solution = self._solved(bound, x0, guess, by_default, options)
+            took = time.perf_counter() - began
+            told = _told(bound.instance, solution)
+            if self._idle.due(took, math.inf if options.max_seconds is None else options.max_seconds - took):
+                self._idle.look(lambda: self._tell_idle(bound.instance, told))
+            return told
 
     def _solved(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
         began = time.monotonic()
@@ -295,18 +359,6 @@ class ILQR(nn.Module):
         better = is_better(other, solution.select(index)).nonzero().squeeze(1)
         return solution.merge(index[better], other.select(better))
 
-    def _unroll(self, instance: Instance, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
-        decisions: list[Decision] = []
-        solved, history = solve(instance, x0, guess, options, decisions)
-        solved = replace(solved, instance=instance)
-        passes = solved.status != Status.NONFINITE
-        if not passes.any():
-            solution = _solution(solved, history)
-            x, u, cost = attach(Adjoint(instance, solution, exact=True), solution, x0, instance.values)
-            return replace(solution, states=x, controls=u, cost=cost)
-        x, u = replay(solved, decisions, x0, guess)
-        return replace(_solution(solved, history), states=x, controls=u, cost=_cost(solved, x, u, passes))
-
     def _start_states(self, x0: Tensor) -> Tensor:
         n = self.problem.state_size
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
@@ -317,11 +369,6 @@ class ILQR(nn.Module):
         if x0.ndim not in (1, 2) or x0.shape[-1] != n or x0.shape[0] == 0:
             raise ValueError(f"x0: expected the shape (B, {n}) or ({n},), got {tuple(x0.shape)}.")
         return finite("x0", x0.reshape(-1, n))
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    """A copy of a tensor of inference mode, outside of which it can't be differentiated; any other as it is."""
-    return tensor.clone() if isinstance(tensor, Tensor) and tensor.is_inference() else tensor
 
 
 def _is_differentiable(*tensors: Tensor) -> bool:
@@ -339,62 +386,10 @@ def _told(instance: Instance, solution: Solution) -> Solution:
     if role:
         raise ValueError(
             f"{role}: expected functions with derivatives, along which the solver moves; the values change, but all of the "
-            "derivatives are zero. Is it under torch.no_grad(), or does it detach, round or compare what it is given? "
-            "Planners that draw samples need no derivatives; this one does."
+            "derivatives are zero. Is it under torch.no_grad(), does it compute with NumPy, or detach, round or compare what it is "
+            "given? Planners that draw samples need no derivatives; this one does."
         )
     total = len(solution.cost)
     _log.warning("%d of %d problems have no derivative at their start, and cheaper controls elsewhere", missing.sum(), total)
     status = solution.status.index_put((index[missing],), torch.tensor(int(Status.NO_DERIVATIVE), device=index.device))
     return replace(solution, status=status)
-
-
-def _refuse_tangents(*tensors: Tensor) -> None:
-    """Raise a NotImplementedError where forward mode asks for derivatives, which would be lost."""
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError(
-            "derivatives in forward mode (torch.func.jvp, forward_ad) are not available through a planner; use backward: "
-            "backward(), torch.autograd.grad or torch.autograd.functional.jacobian."
-        )
-
-
-def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
-    """The cost (B,), a function of x, u and the values; of problems outside `passes` (B,) a number without a gradient."""
-    index = passes.nonzero().squeeze(1)
-    number = solved.cost + 0.0 * u.flatten(1).sum(1)  # a zero gradient, not none
-    if index.numel() == 0:
-        return number
-    return number.index_put((index,), solved.instance.select(index).total_cost(x[index], u[index]))
-
-
-def _solution(solved: Iterate, history: History | None) -> Solution:
-    return Solution(
-        states=solved.x,
-        controls=solved.u,
-        cost=solved.cost,
-        status=solved.status,
-        num_iterations=solved.iterations,
-        residual=solved.residual,
-        gains=solved.gains,
-        singular=solved.singular,
-        history=history,
-    )
-
-
-def _refuse_hidden_tensors(instance: Instance, x0: Tensor, u_init: Tensor, program: Program | None) -> None:
-    """Raise a ValueError where a function depends on a tensor that requires a gradient and isn't the instance's."""
-    if program is not None and not program.depends_on_hidden_tensors:
-        return
-    first = torch.zeros(1, dtype=torch.int64, device=x0.device)
-    plain = instance.with_values(tuple(value.detach() for value in instance.values)).select(first)
-    x, u = x0[:1].detach(), u_init[:1, 0].detach()
-    results = {
-        "dynamics": plain.step(x, u, 0),
-        "stage_cost": plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1)),
-        "terminal_cost": plain.terminal_cost(x),
-    }
-    for name, result in results.items():
-        if result.requires_grad:
-            raise ValueError(
-                f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its "
-                "gradient would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,12 @@ class ControlProblem(nn.Module):
         shape = tuple(getattr(self, name).shape)
         if shape not in ((), (self.control_size,)):
             raise ValueError(f"{name}: expected a number or a tensor ({self.control_size},), got shape {shape}.")
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As any module's, and inside a function that `torch.func` transforms, too, where torch's own refuses it."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
 
     def extra_repr(self) -> str:
         """The sizes, for `print(problem)`."""

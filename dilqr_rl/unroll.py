@@ -7,18 +7,44 @@ iterate itself, so each converged problem takes one whole step more.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.derivatives import dynamics_hessian
+from dilqr_rl.fixed_point import attach
 from dilqr_rl.guess import Guess
-from dilqr_rl.ilqr import Decision, Iterate, begin, expand, made_convex, take_step, with_curvature
+from dilqr_rl.ilqr import Decision, Iterate, begin, expand, made_convex, solve, take_step, with_curvature
 from dilqr_rl.instance import Instance
 from dilqr_rl.lqr import Lift, backward_sweep
-from dilqr_rl.solution import Status
+from dilqr_rl.options import ILQROptions
+from dilqr_rl.solution import Solution, Status
 
 
-def replay(solved: Iterate, decisions: list[Decision], x0: Tensor, guess: Guess) -> tuple[Tensor, Tensor]:
+def unrolled(instance: Instance, x0: Tensor, guess: Guess, options: ILQROptions) -> Solution:
+    """The solution from x0 (B, n) and a guess (B, ...), with the gradient of the iterations that led to it."""
+    decisions: list[Decision] = []
+    solved, history = solve(instance, x0, guess, options, decisions)
+    solved = replace(solved, instance=instance)
+    solution, passes = solved.solution(history), solved.status != Status.NONFINITE
+    if passes.any():
+        x, u = _replay(solved, decisions, x0, guess)
+        cost = _cost(solved, x, u, passes)
+    else:
+        x, u, cost = attach(Adjoint(instance, solution, exact=True), solution, x0, instance.values)
+    return replace(solution, states=x, controls=u, cost=cost)
+
+
+def _cost(solved: Iterate, x: Tensor, u: Tensor, passes: Tensor) -> Tensor:
+    """The cost (B,), a function of x, u and the values; of problems outside `passes` (B,) a number without a gradient."""
+    index = passes.nonzero().squeeze(1)
+    number = solved.cost + 0.0 * u.flatten(1).sum(1)  # a zero gradient, not none
+    return number.index_put((index,), solved.instance.select(index).total_cost(x[index], u[index]))
+
+
+def _replay(solved: Iterate, decisions: list[Decision], x0: Tensor, guess: Guess) -> tuple[Tensor, Tensor]:
     """The solve again, recorded by autograd.
 
     Args:

@@ -1,0 +1,51 @@
+"""Tensors with derivatives that a problem's functions use and the problem doesn't hold: their gradient would be lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from dilqr_rl.instance import SHARED, Instance
+
+__all__ = ["refuse_hidden_tensors"]
+
+
+def refuse_hidden_tensors(instance: Instance, x0: Tensor, controls: Tensor) -> None:
+    """Raise a ValueError where a function depends on a tensor with derivatives that isn't the instance's."""
+    values = tuple(v.detach()[(0,) * lead] for v, lead in zip(instance.values, instance.leads, strict=True))
+    plain = replace(instance, values=values, leads=(SHARED,) * len(values))
+    x, u = x0[:1].detach(), controls[:1, 0].detach()
+    functions = {
+        "dynamics": lambda: plain.step(x, u, 0),
+        "stage_cost": lambda: plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1)),
+        "terminal_cost": lambda: plain.terminal_cost(x),
+    }
+    is_hidden = False
+    for name, function in functions.items():
+        with _Transformed() as hidden:
+            try:
+                is_hidden = function().requires_grad
+            except ValueError:
+                if not hidden.found:
+                    raise
+        if is_hidden or hidden.found:
+            raise ValueError(
+                f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its "
+                "gradient would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
+            )
+
+
+class _Transformed(TorchFunctionMode):
+    """Notices tensors of a transform of torch.func, which has been lowered here: what is made of them knows nothing of it."""
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        parts = tree_leaves((args, kwargs))
+        self.found |= any(isinstance(part, Tensor) and is_functorch_wrapped_tensor(part) for part in parts)
+        return func(*args, **(kwargs or {}))
