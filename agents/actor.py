@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.cost_map import CostMap, CostMapNetwork
 from dilqr_rl.agents.health import SolverHealth
-from dilqr_rl.agents.learnable import make_learnable, set_physics
+from dilqr_rl.agents.learnable import by_default, freeze, make_learnable, set_physics
 from dilqr_rl.agents.plan_state import middle_control
 from dilqr_rl.agents.telling import Teller
 from dilqr_rl.agents.terminal_value import with_terminal_value
@@ -34,7 +34,7 @@ class ActorSettings:
 
     horizon: int | None = None
     physics: Mapping[str, float] = field(default_factory=dict)
-    learn: Sequence[str] = ("physics",)
+    learn: Sequence[str] | None = None
     options: ILQROptions = PLANNING
     gradient: Literal["implicit", "diffmpc", "unroll"] = "implicit"
     cost_map: CostMap | None = None
@@ -59,7 +59,8 @@ class PlanningActor(nn.Module):
         task = with_terminal_value(copy.deepcopy(task), settings.terminal_value)
         problem = task.problem(settings.horizon)
         set_physics(problem.dynamics, settings.physics)
-        make_learnable(problem, settings.learn)
+        make_learnable(problem, by_default(problem) if settings.learn is None else settings.learn)
+        freeze(problem)
         self.planner = ILQR(problem, settings.options, settings.gradient)
         self._all_starts = swings(problem)
         self._starts = first_swings(self.planner, settings.starts)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dilqr_rl.agents.learnable import freeze, thaw
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.soundness import guard
 from dilqr_rl.agents.terminal_value import TerminalValue
@@ -86,10 +87,9 @@ def fit_terminal_value(
 
 
 def _fit(terminal: TerminalValue, targets: tuple[Tensor, Tensor, Tensor], settings: TerminalFit) -> float:
-    parameters = list(terminal.network.parameters())
+    rests = thaw(terminal.network)
+    parameters = list(terminal.network.requires_grad_().parameters())
     x, cost, slope = (part.to(parameters[0].device) for part in targets)
-    rests = [not parameter.requires_grad for parameter in parameters]
-    terminal.network.requires_grad_()
     spread, spread_of_slopes = cost.std().clamp(min=1e-12), slope.std().clamp(min=1e-12)
     optimiser = torch.optim.Adam(parameters, settings.learning_rate)
     guard(optimiser, terminal.network)
@@ -109,8 +109,8 @@ def _fit(terminal: TerminalValue, targets: tuple[Tensor, Tensor, Tensor], settin
             schedule.step()
     finally:
         optimiser.zero_grad()
-        for parameter, rested in zip(parameters, rests, strict=True):
-            parameter.requires_grad_(not rested)
+        if rests:
+            freeze(terminal.network.requires_grad_(False))
     return loss.item()
 
 

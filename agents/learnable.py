@@ -12,12 +12,26 @@ from torch.nn.utils import parametrize
 from dilqr_rl.checks import number
 from dilqr_rl.problem import ControlProblem
 
-__all__ = ["LEARNABLE", "copy_values", "learnt_physics", "make_learnable", "parameter_values", "set_physics"]
+__all__ = [
+    "LEARNABLE",
+    "by_default",
+    "copy_values",
+    "freeze",
+    "learnt_physics",
+    "make_learnable",
+    "parameter_values",
+    "set_physics",
+    "thaw",
+]
 
 LEARNABLE = {"physics": "dynamics.", "weights": "stage_cost.weights", "goal": "stage_cost.goal", "terminal": "terminal_cost."}
 
 
-_HINTS = {"terminal": " Give the plans a learnt end with terminal_value=(32, 32), or the task a terminal_cost."}
+_HINTS = {
+    "terminal": " Give the plans a learnt end with terminal_value=(32, 32), or the task a terminal_cost.",
+    "physics": " For control alone, where nothing of the model is learnt, say learn=(); else make its numbers nn.Parameters.",
+}
+_FROZEN = "frozen_parameters"  # an attribute of a module: names of parameters that are buffers now
 
 
 class Positive(nn.Module):
@@ -114,6 +128,37 @@ def make_learnable(problem: ControlProblem, learn: Sequence[str], *, bounded_wei
             _reparametrise(problem, name, parameter, bounded_weights)
 
 
+def by_default(problem: ControlProblem) -> tuple[str, ...]:
+    """What is learnt unless a person says otherwise: the physics, of a model that has any."""
+    return ("physics",) if any(name.startswith(LEARNABLE["physics"]) for name, _ in problem.named_parameters()) else ()
+
+
+def freeze(module: nn.Module) -> None:
+    """Make buffers of the parameters that don't require a gradient, for algorithms that differentiate by every parameter."""
+    for owner in list(module.modules()):
+        for leaf, parameter in list(owner.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
+                _put(owner, leaf, parameter.detach())
+                vars(owner).setdefault(_FROZEN, []).append(leaf)
+
+
+def thaw(module: nn.Module) -> bool:
+    """Make parameters again of what `freeze` made buffers of; returns whether there was anything."""
+    frozen = [owner for owner in module.modules() if vars(owner).get(_FROZEN)]
+    for owner in frozen:
+        for leaf in vars(owner).pop(_FROZEN):
+            _put(owner, leaf, nn.Parameter(getattr(owner, leaf), requires_grad=False))
+    return bool(frozen)
+
+
+def _put(owner: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """A tensor in the place of a module's parameter or buffer, as what it is."""
+    delattr(owner, leaf)
+    if not isinstance(tensor, nn.Parameter):
+        owner.register_buffer(leaf, tensor)
+    setattr(owner, leaf, tensor)  # recurrent layers listen to this
+
+
 def learnt_physics(problem: ControlProblem) -> dict[str, float]:
     """The dynamics' learnt scalars as they stand, by the name of their parameter, such as "mass"."""
     found = {}
@@ -131,7 +176,7 @@ def parameter_values(problem: ControlProblem) -> dict[str, Tensor]:
     for prefix, module in problem.named_modules():
         if ".parametrizations" in f".{prefix}":
             continue
-        names = [name for name, _ in module.named_parameters(recurse=False)]
+        names = [name for name, _ in module.named_parameters(recurse=False)] + vars(module).get(_FROZEN, [])
         if parametrize.is_parametrized(module):
             names += list(module.parametrizations)
         values.update({f"{prefix}.{name}" if prefix else name: getattr(module, name).detach().clone() for name in names})

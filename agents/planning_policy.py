@@ -60,7 +60,8 @@ class PlanningPolicy(BasePolicy):
         horizon: steps to look ahead; the task's default if None.
         physics: replaces parameters of the model's dynamics, by name; for a model that is wrong on purpose, say.
         learn: what is trained: "physics", "weights", "goal", "terminal" (the terminal cost, `terminal_value` included), or
-            names such as "dynamics.mass". Masses, lengths and weights stay positive by construction.
+            names such as "dynamics.mass"; () for nothing. None: the physics, of a model that has any. Masses, lengths and
+            weights stay positive by construction; what isn't learnt is a buffer.
         options: of the solver. Of max_seconds half a millisecond is kept for what `predict` does beside it; where less is left
             than one iteration takes, again and again, nothing is planned, and the log says so.
         gradient: of the planner.
@@ -91,7 +92,7 @@ class PlanningPolicy(BasePolicy):
         task: ControlTask | str | None = None,
         horizon: int | None = None,
         physics: Mapping[str, float] | None = None,
-        learn: Sequence[str] = ("physics",),
+        learn: Sequence[str] | None = None,
         options: ILQROptions = PLANNING,
         gradient: Literal["implicit", "diffmpc", "unroll"] = "implicit",
         warm_start: bool = False,
@@ -120,7 +121,7 @@ class PlanningPolicy(BasePolicy):
         self.settings: dict[str, Any] = {
             "horizon": plain(horizon),
             "physics": plain(physics or {}),
-            "learn": learn if isinstance(learn, str) else tuple(learn),
+            "learn": learn if isinstance(learn, str | None) else tuple(learn),
             "options": options,
             "gradient": gradient,
             "warm_start": warm_start,

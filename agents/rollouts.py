@@ -21,6 +21,7 @@ from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learners import Learner
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.planning_policy import PlanningPolicy
+from dilqr_rl.agents.spaces import fitted
 from dilqr_rl.agents.wrappers import changed_observations, refuse_changed_observations
 from dilqr_rl.checks import MOST, whole
 from dilqr_rl.tasks import ControlTask, find_task
@@ -248,7 +249,7 @@ def _decider(policy: Any) -> Callable[[NDArray[Any]], ArrayLike]:
 
 def _checked_action(action: ArrayLike, env: gym.Env[Any, Any]) -> NDArray[Any]:
     space: Any = env.action_space
-    array = np.asarray(action, dtype=space.dtype)
+    array = fitted(action, space)
     if not space.contains(array):  # NaN isn't within bounds either
         raise ValueError(
             f"policy: expected actions within {space}, got {action!r} of shape {array.shape}. Clip or scale them first."
@@ -268,7 +269,8 @@ def _run(policy: BasePolicy | Learner, runs: list[_Run], tally: _Tally, on_step:
         else:
             actions, state = policy.predict(seen, state, start, deterministic=True)
         tally.seconds.append(time.perf_counter() - began)
-        goes_on = np.array([run.step(action) for run, action in zip(going, actions, strict=True)])
+        taken = (fitted(action, run.env.action_space) for run, action in zip(going, actions, strict=True))
+        goes_on = np.array([run.step(action) for run, action in zip(going, taken, strict=True)])
         on_step(len(going))
         going = [run for run, more in zip(going, goes_on, strict=True) if more]
         axis = 0 if isinstance(policy, PlanningPolicy) else 1  # of the environments: recurrent policies have their layers first

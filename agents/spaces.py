@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from dilqr_rl.instance import bind
 from dilqr_rl.tasks import ControlTask
 
-__all__ = ["STATE", "check_spaces", "state_box", "state_part"]
+__all__ = ["STATE", "check_spaces", "fitted", "state_box", "state_part"]
 
 STATE = "state"  # of a Dict observation, what plans start from
 
@@ -72,11 +73,30 @@ def _check_actions(task: ControlTask, action_space: spaces.Space[Any]) -> None:
             "Plans are made of real numbers: discrete actions have none."
         )
     low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
-    if not (np.allclose(action_space.low, low) and np.allclose(action_space.high, high)):
+    if not (_at_least(low, action_space.low) and _at_least(action_space.high, high)):
         raise ValueError(
-            f"action_space: expected actions from {low:g} to {high:g}, the bounds of {task.name}'s model, got {action_space}. "
-            "Set the task's u_min, u_max and control_per_action to the environment's, or wrap it with RescaleAction."
+            f"action_space: expected one that holds the actions from {low:g} to {high:g} of {task.name}'s model, got "
+            f"{action_space}. Narrow the task's u_min and u_max to what the environment takes, or if it takes other units, set "
+            "control_per_action, or wrap it with RescaleAction."
         )
+
+
+def _at_least(high: Any, low: Any) -> bool:
+    """Whether numbers are above others, but for rounding."""
+    return bool(np.all((np.asarray(high) >= low) | np.isclose(high, low)))
+
+
+def fitted(action: ArrayLike, space: spaces.Space[Any]) -> NDArray[Any]:
+    """An action in a Box's own type, on the bound where it is beyond by no more than its own type's rounding.
+
+    A learner's 0.1 in float32 is 0.100000001 in float64, which a space that ends at 0.1 doesn't hold.
+    """
+    given, box = np.asarray(action), cast(spaces.Box, space)
+    array = given.astype(box.dtype)
+    if given.dtype == box.dtype or given.dtype.kind != "f" or given.shape != box.shape:
+        return array
+    clipped, rounding = np.clip(array, box.low, box.high), np.finfo(given.dtype).eps
+    return np.where(np.abs(array - clipped) <= rounding * np.abs(clipped), clipped, array).astype(box.dtype)
 
 
 def _check_model(task: ControlTask) -> None:

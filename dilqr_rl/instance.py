@@ -172,9 +172,8 @@ def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> Value
         )
     else:
         advice = "Do its sizes fit the problem's state_size and control_size?" if _OF_SIZES.search(text) else ""
-    return ValueError(
-        f"{role}: expected a function of {_ARGUMENTS[role]} with any leading dimensions, but {_shapes(points)} gave: {error}. {advice}".rstrip()
-    )
+    wanted = f"{role}: expected a function of {_ARGUMENTS[role]} with any leading dimensions"
+    return ValueError(f"{wanted}, but {_shapes(points)} gave: {error}. {advice}".rstrip())
 
 
 def _takes(module: nn.Module, count: int) -> bool:
