@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         # The solver's tensors are small: a second thread costs more than it brings, several times more where cores are shared.
         torch.set_num_threads(1)
         with like_ctrl_c():
+            command.import_modules()
             command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -13,10 +13,11 @@ from typing import Annotated
 import tyro
 
 import dilqr_rl
+from dilqr_rl.cli.modules import WithModules
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(WithModules):
     """Time, accuracy and memory of our backends beside their peers: a table, JSON and a plot.
 
     The peers are mpc.pytorch, CasADi with fatrop and with ipopt, crocoddyl, PyPose and Theseus, each in an environment of its

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from dilqr_rl.cli.console import console, progress
+from dilqr_rl.cli.modules import WithModules
 
 if TYPE_CHECKING:
     from dilqr_rl.agents import Demonstrations, FitResult, Learner, PhysicsLearner
@@ -30,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(WithModules):
     """An expert swings a pendulum up; a planner with wrong physics learns from its actions alone to do the same."""
 
     out: Path = Path("demo")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dilqr_rl.cli.console import console, progress
+from dilqr_rl.cli.modules import WithModules
 
 if TYPE_CHECKING:
     from dilqr_rl.agents import Learner, PlanningPolicy
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(WithModules):
     """Run a checkpoint in its environment: return, time of a decision, share of plans that converged."""
 
     checkpoint: tyro.conf.Positional[Path]

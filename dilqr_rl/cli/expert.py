@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dilqr_rl.cli.console import console, progress
+from dilqr_rl.cli.modules import WithModules
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
 
 @dataclass(frozen=True)
-class Expert:
+class Expert(WithModules):
     """Roll out the planner with the environment's own model, and write the episodes to an .npz file."""
 
     env: tyro.conf.Positional[str]

@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dilqr_rl.cli.console import console
+from dilqr_rl.cli.modules import WithModules
 
 if TYPE_CHECKING:
     from dilqr_rl.experiments import Experiment, Record, Report, Run, Trial
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class Reproduce(WithModules):
     """Repeat an experiment of the field: csv, JSON and figures laid out like the published ones, and a table beside the claims.
 
     e1: accuracy of the gradients. e2: their time and memory. e3: imitation of an LQR controller. e4: of a nonlinear one, by

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dilqr_rl.cli.console import console
+from dilqr_rl.cli.modules import WithModules
 
 if TYPE_CHECKING:
     from dilqr_rl.agents import Demonstrations, FitOptions, FitResult, Learner, PlanningLearner
@@ -25,7 +26,7 @@ _FOR = {  # options that only some learners have a use for
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(WithModules):
     """Learn from demonstrations, from observations and actions alone. Ctrl-C, SIGTERM and SIGHUP keep the best so far.
 
     Learners: dx (physics, through the planner), cost, cost_dx (both), sysid (physics, from the motion), residual (a network
