@@ -26,10 +26,11 @@ from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.environments import as_task, calling_algorithm
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
+from dilqr_rl.agents.names import refuse_unknown_names
 from dilqr_rl.agents.plan_state import PlanState, State, last_plans
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
-from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations
+from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations, task_of
 from dilqr_rl.checks import number, plain
 from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions
@@ -56,7 +57,8 @@ class PlanningPolicy(BasePolicy):
         observation_space: a Box of the shape that the task's `observation_to_state` takes, or a Dict with one as "state".
         action_space: a Box.
         lr_schedule: learning rate, from Stable-Baselines3.
-        task: the environment's model, or the id of an environment whose model is known.
+        task: the environment's model, or the id of an environment whose model is known. None: the model of the algorithm's own
+            environment, if that is known.
         horizon: steps to look ahead; the task's default if None.
         physics: replaces parameters of the model's dynamics, by name; for a model that is wrong on purpose, say.
         learn: what is trained: "physics", "weights", "goal", "terminal" (the terminal cost, `terminal_value` included), or
@@ -103,8 +105,9 @@ class PlanningPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         model_rate = number("model_rate", model_rate, "a number above 0", lambda value: 0 < value < math.inf)
-        self.task = as_task(task)
+        refuse_unknown_names(type(self), kwargs)
         algorithm = calling_algorithm()
+        self.task = as_task(task) if task is not None or algorithm is None else task_of(algorithm)
         self._algorithm = None if algorithm is None else AlgorithmsStates(algorithm, self.task)
         if self._algorithm is not None:
             self._algorithm.check()
@@ -113,10 +116,6 @@ class PlanningPolicy(BasePolicy):
                 "warm_start: expected False for an off-policy algorithm, got True: it collects with `predict` and keeps no "
                 "state, so that each plan would start from guessed swings."
             )
-        if not isinstance(cost_map, CostMap | None):
-            raise ValueError(f"cost_map: expected a dilqr_rl.agents.CostMap or None, got {cost_map!r}.")
-        if isinstance(terminal_value, str) or not isinstance(terminal_value, Sequence | None):
-            raise ValueError(f"terminal_value: expected widths of layers, such as (32, 32), or None, got {terminal_value!r}.")
         check_spaces(self.task, observation_space, action_space)
         self.settings: dict[str, Any] = {
             "horizon": plain(horizon),
@@ -126,8 +125,8 @@ class PlanningPolicy(BasePolicy):
             "gradient": gradient,
             "warm_start": warm_start,
             "starts": plain(starts),
-            "cost_map": cost_map,
-            "terminal_value": None if terminal_value is None else tuple(plain(list(terminal_value))),
+            "cost_map": _checked_map(cost_map),
+            "terminal_value": _checked_widths(terminal_value),
             "model_rate": model_rate,
         }
         by_space = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor
@@ -343,6 +342,18 @@ class PlanningPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "task": self.task, **self.settings}
+
+
+def _checked_map(cost_map: Any) -> CostMap | None:
+    if not isinstance(cost_map, CostMap | None):
+        raise ValueError(f"cost_map: expected a dilqr_rl.agents.CostMap or None, got {cost_map!r}.")
+    return cost_map
+
+
+def _checked_widths(widths: Any) -> tuple[int, ...] | None:
+    if isinstance(widths, str) or not isinstance(widths, Sequence | None):
+        raise ValueError(f"terminal_value: expected widths of layers, such as (32, 32), or None, got {widths!r}.")
+    return None if widths is None else tuple(plain(list(widths)))
 
 
 class _State(NamedTuple):

@@ -27,7 +27,7 @@ from dilqr_rl.agents.spaces import STATE
 from dilqr_rl.agents.vector_env import SB3VecEnv
 from dilqr_rl.tasks import ControlTask, find_task, model_environment
 
-__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_observations"]
+__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_observations", "task_of"]
 
 _NORMALISED = "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
 _SHOWN = 8  # observations, to see whether a wrapper changes them
@@ -91,6 +91,29 @@ class AlgorithmsStates:
         if self._last is None or self._last() is not batch:
             _refuse_changed_batch(batch, self._task)
             self._last = weakref.ref(batch)
+
+
+def task_of(algorithm: BaseAlgorithm) -> ControlTask:
+    """The model of an algorithm's environments, which becomes one of its policy_kwargs, so that what it saves has it, too.
+
+    Raises:
+        ValueError: it has no environments, or their model isn't known.
+    """
+    batch = algorithm.get_env()
+    if batch is None:
+        raise ValueError(
+            "task: expected a ControlTask or an environment's id, since the algorithm has no environment; got None."
+        )
+    inner, _ = _around(batch)
+    singles = _singles(inner)
+    if singles:
+        task = find_task(singles[0])
+    else:  # in other processes
+        (spec, *_) = inner.get_attr("spec")
+        with closing(make_env(spec.id, spec.kwargs)) as env:
+            task = find_task(env)
+    algorithm.policy_kwargs = {**algorithm.policy_kwargs, "task": task}
+    return task
 
 
 def _refuse_normalised_batch(algorithm: BaseAlgorithm) -> None:
