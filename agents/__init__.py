@@ -1,6 +1,6 @@
 """Policies that plan, and the learners that train them, on Stable-Baselines3."""
 
-from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 
 from dilqr_rl.agents.callbacks import SolverHealthCallback
 from dilqr_rl.agents.checkpoints import CheckpointError
@@ -33,6 +33,7 @@ from dilqr_rl.agents.off_policy import MPCSACPolicy, MPCTD3Policy
 from dilqr_rl.agents.plan_state import PlanState
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.policy import MPCPolicy
+from dilqr_rl.agents.q_values import NoActor
 from dilqr_rl.agents.rollouts import record, record_plans, roll_out
 from dilqr_rl.agents.vector_env import SB3VecEnv
 
@@ -41,6 +42,7 @@ for _algorithm in (PPO, A2C):
     _algorithm.policy_aliases["MPCPolicy"] = MPCPolicy
 SAC.policy_aliases["MPCPolicy"] = MPCSACPolicy
 TD3.policy_aliases["MPCPolicy"] = MPCTD3Policy
+DQN.policy_aliases["MPCPolicy"] = NoActor
 
 __all__ = [
     "LEARNERS",

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dilqr_rl.agents.discrete import nearest
 from dilqr_rl.guess import Guess
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.solution import Solution
@@ -27,7 +28,8 @@ class PlanState(NamedTuple):
         controls: (B, T, m), the plan, moved on by one step, in the model's unit.
         states: (B, T+1, n), of the plan.
         gains: (B, T, m, n), of the plan.
-        previous: (B, m), the control of the plan that was just applied.
+        previous: (B, m), the control that was just applied.
+        owed: (B, m), with discrete actions, the sum of what was planned and not applied.
         estimate: (B, 0), room for what an estimator knows.
     """
 
@@ -36,6 +38,7 @@ class PlanState(NamedTuple):
     states: NDArray[np.float64]
     gains: NDArray[np.float64]
     previous: NDArray[np.float64]
+    owed: NDArray[np.float64]
     estimate: NDArray[np.float64]
 
     @classmethod
@@ -43,7 +46,7 @@ class PlanState(NamedTuple):
         """Before the first plan: controls (B, T, m) that nobody has planned, and nothing around them."""
         B, T, m = controls.shape
         states, gains = np.zeros((B, T + 1, state_size)), np.zeros((B, T, m, state_size))
-        return cls(np.full(B, _VERSION), _array(controls), states, gains, np.zeros((B, m)), np.zeros((B, 0)))
+        return cls(np.full(B, _VERSION), _array(controls), states, gains, np.zeros((B, m)), np.zeros((B, m)), np.zeros((B, 0)))
 
     @classmethod
     def read(cls, state: State, batch_size: int, problem: ControlProblem) -> PlanState:
@@ -54,7 +57,7 @@ class PlanState(NamedTuple):
         """
         T, n, m = problem.horizon, problem.state_size, problem.control_size
         B = batch_size
-        shapes = [(B,), (B, T, m), (B, T + 1, n), (B, T, m, n), (B, m), (B, 0)]
+        shapes = [(B,), (B, T, m), (B, T + 1, n), (B, T, m, n), (B, m), (B, m), (B, 0)]
         try:
             parts = [np.asarray(part) for part in state]
         except (TypeError, ValueError):  # no sequence, or not one of arrays
@@ -77,6 +80,16 @@ class PlanState(NamedTuple):
         """Where the next plan starts: feedback around the last one."""
         parts = (torch.as_tensor(part, dtype=torch.float64, device=device) for part in (self.controls, self.states, self.gains))
         return Guess(*parts)
+
+    def choose(self, planned: NDArray[np.float64], controls: NDArray[np.float64]) -> tuple[NDArray[np.int64], PlanState]:
+        """Of the actions' controls (A, m), those nearest to what is planned (B, m) and still owed; and what is owed then.
+
+        So the applied controls follow the planned ones in the mean, as in sigma-delta modulation.
+        """
+        wanted = planned + self.owed
+        actions = nearest(wanted, controls)
+        applied, span = controls[actions], np.ptp(controls, axis=0)
+        return actions, self._replace(previous=applied, owed=np.clip(wanted - applied, -span, span))
 
     def after(self, solution: Solution, usable: NDArray[np.bool_]) -> PlanState:
         """The plans of a solution (B, ...) moved on by one step; where it isn't usable (B,), these instead."""

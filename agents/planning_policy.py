@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
 from dilqr_rl.agents.cost_map import CostMap
+from dilqr_rl.agents.discrete import controls_of
 from dilqr_rl.agents.environments import as_task, calling_algorithm
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
@@ -55,7 +56,7 @@ class PlanningPolicy(BasePolicy):
 
     Args:
         observation_space: a Box of the shape that the task's `observation_to_state` takes, or a Dict with one as "state".
-        action_space: a Box.
+        action_space: a Box, or Discrete with a task that has `discrete_controls`.
         lr_schedule: learning rate, from Stable-Baselines3.
         task: the environment's model, or the id of an environment whose model is known. None: the model of the algorithm's own
             environment, if that is known.
@@ -250,11 +251,24 @@ class PlanningPolicy(BasePolicy):
             solution = self.planning.plan(*self._read(seen))
         usable = (solution.status != Status.NONFINITE).cpu().numpy()
         actions = self.planning.actions(solution) if usable.all() else self._replaced(solution, usable, last)
-        if not deterministic:
-            actions = self.sample_around(actions, seen)
-        low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
-        clipped = np.clip(actions.cpu().numpy().astype(self.action_space.dtype), low, high)
-        return clipped if vectorised else clipped[0], last.after(solution, usable), solution
+        found, state = self._chosen(actions, seen, last.after(solution, usable), deterministic)
+        return found if vectorised else found[0], state, solution
+
+    def _chosen(
+        self, planned: Tensor, seen: PyTorchObs, state: PlanState, deterministic: bool
+    ) -> tuple[NDArray[Any], PlanState]:
+        """Actions (B, ...) of the action space, from planned ones (B, m), and the state that knows of them."""
+        space: Any = self.action_space
+        if not isinstance(space, spaces.Discrete):
+            actions = planned if deterministic else self.sample_around(planned, seen)
+            return np.clip(actions.cpu().numpy().astype(space.dtype), space.low, space.high), state
+        controls = controls_of(self.task)
+        if deterministic:
+            chosen, state = state.choose(planned.double().cpu().numpy(), controls)
+        else:
+            chosen = self.sample_around(planned, seen).cpu().numpy()
+            state = state._replace(previous=controls[chosen])
+        return space.start + chosen, state
 
     def _replaced(self, solution: Solution, usable: NDArray[np.bool_], last: PlanState) -> Tensor:
         """The actions (B, m), those of unusable plans from the last ones."""

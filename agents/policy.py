@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from dilqr_rl.agents.actor import PlanningActor
+from dilqr_rl.agents.discrete import ActionLogits, controls_of
 from dilqr_rl.agents.networks import Layers, critic_layers
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import state_part
@@ -23,7 +24,7 @@ _LARGEST_COST = 1e12
 
 
 class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
-    """For Stable-Baselines3's PPO and A2C: the mean action is the first control of a plan.
+    """For Stable-Baselines3's PPO and A2C: the mean action is the first control of a plan; discrete actions have a Categorical.
 
     `MPCPolicy.for_env(env)` makes a ready controller. As a policy: PPO("MPCPolicy", env, policy_kwargs={"task": ...}),
     or the class itself. What `learn` names is trained by any loss on the actions, as are the noise's log_std and
@@ -102,7 +103,10 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
         # After the layers have got their first weights: a network inside the model keeps its own.
         planning = PlanningActor(self.task, self.actor_settings(), self.features_dim - self._state_size)
         self.mlp_extractor.planning = planning.to(self.device)
-        self.action_net = _MeanAction(self.action_space.shape[0])  # type: ignore[index]
+        if isinstance(self.action_space, spaces.Discrete):
+            self.action_net = ActionLogits(controls_of(self.task), self.log_std_init).to(self.device)
+        else:
+            self.action_net = _MeanAction(self.task.control_size)
         # Again, now that the planner's parameters are among them.
         self.optimizer = self._make_optimiser(self, lr_schedule)
 
@@ -136,7 +140,7 @@ class _PlanAndCritic(MlpExtractor):
         seen = features + int(policy.plan_cost_feature)
         super().__init__(seen, policy.net_arch, policy.activation_fn, policy.device)
         self._state_size, self._sees_cost, self._sde = policy._state_size, policy.plan_cost_feature, policy.use_sde
-        self.latent_dim_pi = policy.action_space.shape[0] + features * int(policy.use_sde)  # type: ignore[index]
+        self.latent_dim_pi = policy.task.control_size + features * int(policy.use_sde)
 
     def forward(self, both: Tensor) -> tuple[Tensor, Tensor]:
         """The latents of actor and critic, from states and features (B, k+F); one plan serves both."""

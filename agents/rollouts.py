@@ -77,7 +77,7 @@ class _Run:
     def step(self, action: NDArray[Any]) -> bool:
         observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
         self.observations.append(np.array(observation))  # copies, for environments that reuse their arrays
-        self.actions.append(np.array(action))
+        self.actions.append(np.array(action, ndmin=1))  # of a discrete one its number
         self.rewards.append(float(reward))
         return not (self.terminated or self.truncated)
 

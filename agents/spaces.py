@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+from dilqr_rl.agents.discrete import refuse_unlike
 from dilqr_rl.instance import bind
 from dilqr_rl.tasks import ControlTask
 
@@ -67,10 +68,17 @@ def _check_observations(task: ControlTask, observation_space: spaces.Space[Any])
 
 
 def _check_actions(task: ControlTask, action_space: spaces.Space[Any]) -> None:
+    if isinstance(action_space, spaces.Discrete):
+        refuse_unlike(task, action_space)
+        return
     if not isinstance(action_space, spaces.Box) or action_space.shape != (task.control_size,):
         raise ValueError(
-            f"action_space: expected a Box of shape ({task.control_size},), as {task.name}'s model has, got {action_space}. "
-            "Plans are made of real numbers: discrete actions have none."
+            f"action_space: expected a Box of shape ({task.control_size},), as {task.name}'s model has, got {action_space}."
+        )
+    if task.discrete_controls is not None:
+        raise ValueError(
+            f"action_space: expected Discrete({len(task.discrete_controls)}), as discrete_controls of {task.name}'s model has "
+            f"controls, got {action_space}. Leave them out for real-valued actions."
         )
     low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
     if not (_at_least(low, action_space.low) and _at_least(action_space.high, high)):

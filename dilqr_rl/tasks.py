@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ class ControlTask:
         u_min, u_max: bounds of the control, in its own units (N, N m).
         control_per_action: control = control_per_action * action.
         terminal_cost: x -> cost of the last state, if any.
+        discrete_controls: for an environment with actions 0 to A-1, which control each of them stands for, (A, m). Plans are of
+            controls between the bounds; of the actions the one is taken that keeps what was planned and not applied small.
         starts: from how many starts a controller's plans begin by default; see `MPCPolicy`.
         env_kwargs: what the environment was made with; `find_task` fills it in.
 
@@ -55,6 +57,7 @@ class ControlTask:
     control_per_action: float = 1.0
     terminal_cost: nn.Module | None = None
     starts: int = 1
+    discrete_controls: Sequence[Sequence[float]] | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,16 @@ class ControlTask:
             else:
                 value = number(name, value, expected, lambda value: not math.isnan(value))
             object.__setattr__(self, name, value)
+        if self.discrete_controls is not None:
+            self._check_discrete()
+
+    def _check_discrete(self) -> None:
+        """Raise a ValueError unless each action stands for a control within the bounds."""
+        expected = f"a control of {self.control_size} numbers within the bounds for each action, (A, {self.control_size})"
+        controls = real_tensor("discrete_controls", self.discrete_controls, expected)
+        within = controls.ndim == 2 and controls.shape[1] == self.control_size and len(controls) > 1
+        if not within or not ((controls >= self.u_min) & (controls <= self.u_max)).all():
+            raise ValueError(f"discrete_controls: expected {expected}, got {self.discrete_controls!r}.")
 
     def problem(self, horizon: int | None = None) -> ControlProblem:
         """The control problem that plans `horizon` steps of this task (its own default if None)."""
@@ -89,6 +102,9 @@ class ControlTask:
 _OWN_IDS = ("dilqr_rl/CartPole-v0", "dilqr_rl/DoubleCartPole-v0", "dilqr_rl/Pendulum-v0", "dilqr_rl/Quadrotor-v0")
 # Environments that are not ours, by id: "module:function", imported on first use; the function takes the environment.
 _registered: dict[str, str | Callable[[Any], ControlTask]] = {
+    "Acrobot-v1": "dilqr_rl.envs.acrobot_v1:acrobot_v1_task",
+    "CartPole-v1": "dilqr_rl.envs.cartpole_v1:cartpole_v1_task",
+    "MountainCar-v0": "dilqr_rl.envs.mountain_car:mountain_car_v0_task",
     "MountainCarContinuous-v0": "dilqr_rl.envs.mountain_car:mountain_car_task",
     "Pendulum-v1": "dilqr_rl.envs.pendulum_v1:pendulum_v1_task",
 }

@@ -2,11 +2,13 @@
 
 import gymnasium as _gymnasium
 
+from dilqr_rl.envs.acrobot_v1 import AcrobotDynamics, AcrobotHeight, acrobot_v1_task
 from dilqr_rl.envs.base import SystemEnv
 from dilqr_rl.envs.cartpole import CartPoleDynamics, CartPoleEnv, CartPolePixelsEnv
+from dilqr_rl.envs.cartpole_v1 import cartpole_v1_task
 from dilqr_rl.envs.context import ContextObservation, ContextVectorObservation
 from dilqr_rl.envs.double_cartpole import DoubleCartPoleDynamics, DoubleCartPoleEnv
-from dilqr_rl.envs.mountain_car import MountainCarDynamics, mountain_car_task
+from dilqr_rl.envs.mountain_car import MountainCarDynamics, mountain_car_task, mountain_car_v0_task
 from dilqr_rl.envs.pendulum import PendulumDynamics, PendulumEnv, PendulumPixelsEnv, PublishedPendulumDynamics
 from dilqr_rl.envs.pendulum_v1 import pendulum_v1_task
 from dilqr_rl.envs.physics import SystemDynamics
@@ -18,6 +20,8 @@ from dilqr_rl.envs.vector import SystemVectorEnv
 
 __all__ = [
     "ENVIRONMENTS",
+    "AcrobotDynamics",
+    "AcrobotHeight",
     "CartPoleDynamics",
     "CartPoleEnv",
     "CartPolePixelsEnv",
@@ -38,7 +42,10 @@ __all__ = [
     "SystemDynamics",
     "SystemEnv",
     "SystemVectorEnv",
+    "acrobot_v1_task",
+    "cartpole_v1_task",
     "mountain_car_task",
+    "mountain_car_v0_task",
     "pendulum_v1_task",
     "register_environments",
 ]

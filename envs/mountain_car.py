@@ -12,7 +12,7 @@ from dilqr_rl.envs.base import observation_is_state
 from dilqr_rl.envs.physics import SystemDynamics
 from dilqr_rl.tasks import ControlTask
 
-__all__ = ["MountainCarDynamics", "mountain_car_task"]
+__all__ = ["MountainCarDynamics", "mountain_car_task", "mountain_car_v0_task"]
 
 
 class MountainCarDynamics(SystemDynamics):
@@ -71,14 +71,37 @@ def mountain_car_task(env: Any) -> ControlTask:
     missing = [name for name in needed if not hasattr(base, name)]
     if missing:
         raise ValueError(f"env: expected Gymnasium's MountainCarContinuous-v0, got {base!r}, which lacks {missing}.")
+    return _task("MountainCarContinuous-v0", base, base.power, (base.min_action, base.max_action), horizon=90)
+
+
+def mountain_car_v0_task(env: Any) -> ControlTask:
+    """The model of Gymnasium's own `MountainCar-v0`, whose three actions are full throttle either way, and none.
+
+    The same car, with an engine of two thirds of the power, which needs one run-up more: hence 150 steps. The environment pays
+    -1 for each step until the flag at 0.5.
+
+    Args:
+        env: the environment, wrapped or not.
+
+    Raises:
+        ValueError: it isn't a `MountainCar-v0`, or its physics are impossible.
+    """
+    base = env.unwrapped
+    missing = [name for name in ("force", "gravity", "max_position", "goal_velocity") if not hasattr(base, name)]
+    if missing:
+        raise ValueError(f"env: expected Gymnasium's MountainCar-v0, got {base!r}, which lacks {missing}.")
+    return _task("MountainCar-v0", base, base.force, (-1.0, 1.0), horizon=150, discrete_controls=((-1.0,), (0.0,), (1.0,)))
+
+
+def _task(name: str, base: Any, power: float, throttle: tuple[float, float], **more: Any) -> ControlTask:
     return ControlTask(
-        name="MountainCarContinuous-v0",
-        dynamics=MountainCarDynamics(base.power),
+        name=name,
+        dynamics=MountainCarDynamics(power),
         stage_cost=QuadraticCost([1.0, 1.0, 0.1], [base.max_position, float(base.goal_velocity), 0.0]),
         observation_to_state=observation_is_state,
-        horizon=90,
         state_size=MountainCarDynamics.state_size,
         control_size=MountainCarDynamics.control_size,
-        u_min=base.min_action,
-        u_max=base.max_action,
+        u_min=throttle[0],
+        u_max=throttle[1],
+        **more,
     )

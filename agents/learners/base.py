@@ -52,6 +52,11 @@ class Learner(nn.Module, ABC):
     def __init__(self, task: ControlTask | str, *, horizon: int | None = None, **settings: Any) -> None:
         super().__init__()
         self.task = as_task(task)
+        if self.task.discrete_controls is not None:
+            raise ValueError(
+                f"task: a learner fits real-valued actions, and those of {self.task.name} are discrete. Train an MPCPolicy "
+                "with PPO or A2C, or leave discrete_controls out to learn from controls."
+            )
         self.horizon = whole("horizon", self.task.horizon if horizon is None else horizon, most=MOST)
         _check_names(type(self), settings)
         self.settings: dict[str, Any] = plain({"horizon": self.horizon, **settings})
