@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dilqr_rl.agents.learnable import LEARNABLE, parameter_values
+from dilqr_rl.agents.learnable import LEARNABLE, own_parameters, parameter_values
 from dilqr_rl.agents.networks import perceptron, widths
 from dilqr_rl.problem import ControlProblem
 
@@ -84,7 +84,7 @@ class CostMapNetwork(nn.Module):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """The values by name, (B, ...) or (B, T, ...), from features (B, F)."""
         written = self.network(features.to(torch.float64))
-        own = dict(self._problem[0].named_parameters())
+        own = own_parameters(self._problem[0])
         values, start = {}, 0
         for target in self._targets:
             size = target.steps * target.scale.numel()
@@ -106,7 +106,7 @@ def _changed(own: Tensor, part: Tensor, target: _Target) -> Tensor:
 def _target(problem: ControlProblem, name: str, per_step: bool) -> _Target:
     full = LEARNABLE.get(name, name)
     owner_name, _, leaf = full.rpartition(".")
-    named = dict(problem.named_parameters())
+    named = own_parameters(problem)
     raw = f"{owner_name}.parametrizations.{leaf}.original"
     if full not in named and raw not in named:
         raise ValueError(f"cost_map: the problem has no parameter {name!r} to write; it has {[*parameter_values(problem)]}.")

@@ -17,8 +17,10 @@ __all__ = [
     "by_default",
     "copy_values",
     "freeze",
+    "frozen_in",
     "learnt_physics",
     "make_learnable",
+    "own_parameters",
     "parameter_values",
     "set_physics",
     "thaw",
@@ -151,6 +153,21 @@ def thaw(module: nn.Module) -> bool:
     return bool(frozen)
 
 
+def frozen_in(owner: nn.Module) -> tuple[str, ...]:
+    """The names of a module's own parameters that `freeze` has made buffers of."""
+    return tuple(vars(owner).get(_FROZEN, ()))
+
+
+def own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters by name, those that are frozen included."""
+    frozen = {
+        f"{prefix}.{leaf}" if prefix else leaf: getattr(owner, leaf)
+        for prefix, owner in module.named_modules()
+        for leaf in frozen_in(owner)
+    }
+    return {**dict(module.named_parameters()), **frozen}
+
+
 def _put(owner: nn.Module, leaf: str, tensor: Tensor) -> None:
     """A tensor in the place of a module's parameter or buffer, as what it is."""
     delattr(owner, leaf)
@@ -176,7 +193,7 @@ def parameter_values(problem: ControlProblem) -> dict[str, Tensor]:
     for prefix, module in problem.named_modules():
         if ".parametrizations" in f".{prefix}":
             continue
-        names = [name for name, _ in module.named_parameters(recurse=False)] + vars(module).get(_FROZEN, [])
+        names = [*(name for name, _ in module.named_parameters(recurse=False)), *frozen_in(module)]
         if parametrize.is_parametrized(module):
             names += list(module.parametrizations)
         values.update({f"{prefix}.{name}" if prefix else name: getattr(module, name).detach().clone() for name in names})

@@ -31,7 +31,7 @@ from dilqr_rl.agents.names import refuse_unknown_names
 from dilqr_rl.agents.plan_state import PlanState, State, last_plans
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
-from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations, task_of
+from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_actions, refuse_changed_observations, task_of
 from dilqr_rl.checks import number, plain
 from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions
@@ -118,6 +118,8 @@ class PlanningPolicy(BasePolicy):
                 "state, so that each plan would start from guessed swings."
             )
         check_spaces(self.task, observation_space, action_space)
+        if isinstance(action_space, spaces.Discrete) and self.collects_by_predict:
+            raise ValueError(f"action_space: expected a Box, since off-policy algorithms take numbers, got {action_space}.")
         self.settings: dict[str, Any] = {
             "horizon": plain(horizon),
             "physics": plain(physics or {}),
@@ -151,6 +153,7 @@ class PlanningPolicy(BasePolicy):
         given = kwargs.pop("task", None)
         refuse_changed_observations(env, None if given is None else as_task(given))
         task = as_task(find_task(env) if given is None else given)
+        refuse_changed_actions(env, task)
         chosen = {"task": task, "warm_start": True, "starts": task.starts, **kwargs}
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, **chosen)
 

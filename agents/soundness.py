@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dilqr_rl.agents.learnable import Positive, Share
+from dilqr_rl.agents.learnable import Positive, Share, frozen_in
 
 __all__ = ["Guard", "guard", "told", "unsound_values"]
 
@@ -41,7 +41,7 @@ def _places(module: nn.Module) -> list[_Place]:
     found: list[_Place] = []
     for prefix, owner in module.named_modules():
         behind: Any = owner.parametrizations if parametrize.is_parametrized(owner) else {}
-        own = {*behind, *(name for name, _ in owner.named_parameters(recurse=False))}
+        own = {*behind, *(name for name, _ in owner.named_parameters(recurse=False)), *frozen_in(owner)}
         positive = own.intersection(getattr(owner, "positive", ()))
         positive |= {name for name in behind if isinstance(behind[name][0], Positive | Share)}
         for leaf in sorted(positive.union(behind)):

@@ -15,7 +15,7 @@ from dilqr_rl.agents.discrete import refuse_unlike
 from dilqr_rl.instance import bind
 from dilqr_rl.tasks import ControlTask
 
-__all__ = ["STATE", "check_spaces", "fitted", "state_box", "state_part"]
+__all__ = ["STATE", "check_spaces", "fitted", "has_all_actions", "state_box", "state_part"]
 
 STATE = "state"  # of a Dict observation, what plans start from
 
@@ -87,6 +87,12 @@ def _check_actions(task: ControlTask, action_space: spaces.Space[Any]) -> None:
             f"{action_space}. Narrow the task's u_min and u_max to what the environment takes, or if it takes other units, set "
             "control_per_action, or wrap it with RescaleAction."
         )
+
+
+def has_all_actions(task: ControlTask, action_space: spaces.Space[Any]) -> bool:
+    """Whether the actions of a task's model are a Box's, from end to end."""
+    low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
+    return isinstance(action_space, spaces.Box) and np.allclose(action_space.low, low) and np.allclose(action_space.high, high)
 
 
 def _at_least(high: Any, low: Any) -> bool:

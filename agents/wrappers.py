@@ -18,16 +18,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorObservationWrapper, VectorWrapper
-from gymnasium.wrappers import MaxAndSkipObservation, NormalizeObservation
+from gymnasium.wrappers import ClipAction, MaxAndSkipObservation, NormalizeObservation
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecExtractDictObs
 
 from dilqr_rl.agents.environments import make_env
-from dilqr_rl.agents.spaces import STATE
+from dilqr_rl.agents.spaces import STATE, has_all_actions
 from dilqr_rl.agents.vector_env import SB3VecEnv
 from dilqr_rl.tasks import ControlTask, find_task, model_environment
 
-__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_observations", "task_of"]
+__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_actions", "refuse_changed_observations", "task_of"]
 
 _NORMALISED = "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
 _SHOWN = 8  # observations, to see whether a wrapper changes them
@@ -67,6 +67,24 @@ def changed_observations(env: gym.Env[Any, Any], task: ControlTask | None = None
     """Which wrapper changes what the environment's model reads, how, and what to do, as an error says it; "" if none does."""
     base = model_environment(env)
     return _told(base, _inside(env, base)) if task is None or _reads_as(task, base) else ""
+
+
+def refuse_changed_actions(env: gym.Env[Any, Any], task: ControlTask) -> None:
+    """Raise a ValueError where a wrapper gives actions another meaning than a model's, which its bounds don't show.
+
+    Limits within the environment's own are a person's choice; an environment that scales its actions has others for the model,
+    unless its actions reach from end to end of the model's. Discrete ones mean what a task says.
+    """
+    if isinstance(env.action_space, spaces.Discrete):
+        return
+    for one in _wrappers(env, model_environment(env)):
+        changes = isinstance(one, gym.ActionWrapper) and one.action_space != one.env.action_space
+        if changes and not isinstance(one, ClipAction) and not has_all_actions(task, env.action_space):
+            raise ValueError(
+                f"env: expected actions as {task.name}'s model has them, got them changed by {type(one).__name__}, to "
+                f"{env.action_space}. Set the task's u_min, u_max and control_per_action to these from end to end, or rescale "
+                "them to the model's."
+            )
 
 
 class AlgorithmsStates:
@@ -137,6 +155,7 @@ def _refuse_changed_batch(batch: VecEnv, task: ControlTask) -> None:
     for env in envs:
         if flat and _is_normalised(env):
             raise ValueError(_NORMALISED)
+        refuse_changed_actions(env, task)
         base = model_environment(env)
         told = _told(base, [*_inside(env, base), *around]) if _reads_as(task, base) else ""
         if told:

@@ -83,8 +83,8 @@ class Train(WithModules):
         check_disjoint(train=train, validation=validation, test=test)
         if train.env_id not in known_ids():
             raise ValueError(
-                f"{self.demonstrations}: expected an environment among {known_ids()}, got {train.env_id!r}. With a model of "
-                "your own, fit in Python: see docs/learning.md."
+                f"{self.demonstrations}: expected an environment among {known_ids()}, got {train.env_id!r}. One of your "
+                "own, with its model, is registered by a module that you name: --import MODULE."
             )
         env = make_env(train.env_id, train.env_kwargs)
         task = find_task(env)

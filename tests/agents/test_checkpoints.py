@@ -229,7 +229,7 @@ def _in_settings(**changes: Any) -> Callable[[dict[str, Any]], Any]:
     ("tamper", "message"),
     [
         (lambda config: config.update(env_id="os:Foo-v0"), "environment 'os:Foo-v0' is not among the known ones"),
-        (lambda config: config.update(env_id="CartPole-v1"), "environment 'CartPole-v1' is not among the known ones"),
+        (lambda config: config.update(env_id="FrozenLake-v1"), "environment 'FrozenLake-v1' is not among the known ones"),
         (lambda config: config.update(env_id=["Pendulum-v1"]), "is not among the known ones"),
         (lambda config: config.update(env_kwargs={"colour": 1}), "colour"),
         (lambda config: config.update(env_kwargs=3), "not a whole checkpoint"),

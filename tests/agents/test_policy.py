@@ -85,8 +85,8 @@ print(MPCPolicy.for_env(env, horizon=3).predict(env.reset(seed=0)[0])[0].shape)
 
 
 def test_an_environment_without_a_model_is_refused_by_name() -> None:
-    env = gym.make("CartPole-v1")
-    with pytest.raises(ValueError, match=r"no model is known for 'CartPole-v1'; known ids: .*Pendulum-v1"):
+    env = gym.make("FrozenLake-v1")
+    with pytest.raises(ValueError, match=r"no model is known for 'FrozenLake-v1'; known ids: .*Pendulum-v1"):
         MPCPolicy.for_env(env)
 
 
@@ -315,16 +315,21 @@ def test_ppo_moves_what_is_learnt_alone() -> None:
 
 
 def test_a_missing_task_is_named() -> None:
+    env = gym.make("Pendulum-v1")
     with pytest.raises(
         ValueError, match=r"task: expected a ControlTask or an environment's id, got None.*policy_kwargs.*for_env\(env\)"
     ):
-        PPO(MPCPolicy, "Pendulum-v1", device="cpu")
+        MPCPolicy(env.observation_space, env.action_space, lambda _: 3e-4)
 
 
 def test_actions_in_another_unit_than_the_models_are_refused() -> None:
     env = RescaleAction(gym.make("Pendulum-v1"), np.float32(-1.0), np.float32(1.0))
-    with pytest.raises(ValueError, match=r"action_space: expected actions from -2 to 2, the bounds of Pendulum-v1's model"):
+    with pytest.raises(ValueError, match=r"env: expected actions as Pendulum-v1's model has them, .* changed by RescaleAction"):
         MPCPolicy.for_env(env)
+    with pytest.raises(ValueError, match="changed by RescaleAction"):  # within the space, and yet of another unit
+        MPCPolicy.for_env(env, task=replace(find_task(env), u_min=-1.0, u_max=0.5))
+    shares = replace(find_task(env), control_per_action=2.0)
+    assert np.abs(MPCPolicy.for_env(env, task=shares).predict(np.array([0.0, 1.0, 0.0], np.float32))[0]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_train_overwrites_only_when_asked(demonstrations: Path, tmp_path: Path, 
 
 def test_unknown_environments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ("--out", tmp_path / "data.npz")
-    assert "no model is known for 'CartPole-v1'; known ids:" in refused(capsys, "expert", "CartPole-v1", *out)
+    assert "no model is known for 'FrozenLake-v1'; known ids:" in refused(capsys, "expert", "FrozenLake-v1", *out)
     for env_id in ("Nowhere-v0", "nowhere:Nowhere-v0", "dilqr_rl/Nowhere-v0"):
         assert f"env: '{env_id}' can't be made" in refused(capsys, "expert", env_id, *out)
     assert list(tmp_path.iterdir()) == []
@@ -382,6 +382,32 @@ def test_the_demo_leaves_its_evidence_in_a_new_folder(
     with Image.open(folder / "swing_up.gif") as gif, Image.open(folder / "learning.png") as plot:
         assert getattr(gif, "n_frames", 1) == -(-(steps + 1) // 2)
         assert min(plot.size) > 300
+
+
+_OWN = """
+from dataclasses import replace
+import gymnasium as gym
+from dilqr_rl import register_task
+from dilqr_rl.envs import pendulum_v1_task
+gym.register("own/Swing-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=5)
+register_task("own/Swing-v0", lambda env: replace(pendulum_v1_task(env), name="own/Swing-v0"))
+"""
+
+
+def test_an_environment_of_ones_own_is_imported_by_the_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from the working directory; a file never chooses what is imported."""
+    (tmp_path / "own_swing.py").write_text(_OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    own = ("--import", "own_swing")
+    assert "'own/Swing-v0'" in refused(capsys, "expert", "own/Swing-v0", "-n", "4", "--out", "own.npz")
+    run("expert", "own/Swing-v0", "-n", "4", "--out", "own.npz", "--horizon", "4", *own)
+    run("train", "own.npz", "--learner", "sysid", "--physics", "mass", "1.2", "--epochs", "1", *own)
+    run("evaluate", "own.safetensors", "-n", "1", *own)
+    said = refused(capsys, "evaluate", "own.safetensors", "-n", "1", "--import", "nobody_has_this")
+    assert "--import: 'nobody_has_this' can't be imported: ModuleNotFoundError" in said
 
 
 def test_commands_run_on_one_thread(checkpoint: Path, short_episodes: int) -> None:
