@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.cost_map import CostMap, CostMapNetwork
 from dilqr_rl.agents.health import SolverHealth
-from dilqr_rl.agents.learnable import by_default, freeze, make_learnable, set_physics
+from dilqr_rl.agents.learnable import by_default, make_learnable, set_physics
 from dilqr_rl.agents.plan_state import middle_control
 from dilqr_rl.agents.telling import Teller
 from dilqr_rl.agents.terminal_value import with_terminal_value
@@ -60,7 +60,6 @@ class PlanningActor(nn.Module):
         problem = task.problem(settings.horizon)
         set_physics(problem.dynamics, settings.physics)
         make_learnable(problem, by_default(problem) if settings.learn is None else settings.learn)
-        freeze(problem)
         self.planner = ILQR(problem, settings.options, settings.gradient)
         self._all_starts = swings(problem)
         self._starts = first_swings(self.planner, settings.starts)

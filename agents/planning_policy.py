@@ -64,7 +64,7 @@ class PlanningPolicy(BasePolicy):
         physics: replaces parameters of the model's dynamics, by name; for a model that is wrong on purpose, say.
         learn: what is trained: "physics", "weights", "goal", "terminal" (the terminal cost, `terminal_value` included), or
             names such as "dynamics.mass"; () for nothing. None: the physics, of a model that has any. Masses, lengths and
-            weights stay positive by construction; what isn't learnt is a buffer.
+            weights stay positive by construction.
         options: of the solver. Of max_seconds half a millisecond is kept for what `predict` does beside it; where less is left
             than one iteration takes, again and again, nothing is planned, and the log says so.
         gradient: of the planner.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.actor import PlanningActor
 from dilqr_rl.agents.discrete import ActionLogits, controls_of
+from dilqr_rl.agents.learnable import freeze
 from dilqr_rl.agents.networks import Layers, critic_layers
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import state_part
@@ -102,6 +103,7 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
         super()._build(lr_schedule)
         # After the layers have got their first weights: a network inside the model keeps its own.
         planning = PlanningActor(self.task, self.actor_settings(), self.features_dim - self._state_size)
+        freeze(planning)  # trust region methods differentiate by every parameter
         self.mlp_extractor.planning = planning.to(self.device)
         if isinstance(self.action_space, spaces.Discrete):
             self.action_net = ActionLogits(controls_of(self.task), self.log_std_init).to(self.device)

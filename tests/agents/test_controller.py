@@ -32,7 +32,7 @@ def test_predict_has_the_shapes_of_sb3(env_id: str) -> None:
     assert actions.shape == (3, m)
     assert actions.dtype == policy.action_space.dtype
     n = policy.task.state_size
-    shapes = [(3,), (3, 5, m), (3, 6, n), (3, 5, m, n), (3, m), (3, 0)]
+    shapes = [(3,), (3, 5, m), (3, 6, n), (3, 5, m, n), (3, m), (3, m), (3, 0)]
     assert [part.shape for part in state or ()] == shapes
     action, state = policy.predict(seen[0])
     assert action.shape == (m,)
@@ -190,7 +190,7 @@ def test_predict_builds_no_graph_and_leaves_grad_mode_alone() -> None:
 )
 def test_a_state_of_another_shape_is_refused(state: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"state: expected what the last predict returned, 6 arrays of shapes \[\(3,\), \(3, 5, 1\)"
+        ValueError, match=r"state: expected what the last predict returned, 7 arrays of shapes \[\(3,\), \(3, 5, 1\)"
     ):
         make().predict(starts(IDS[0], 3), state, np.zeros(3, dtype=bool))
 

@@ -96,7 +96,7 @@ MUCH = [
 @pytest.mark.parametrize("change", MUCH)
 def test_a_policy_that_asks_for_much_is_refused(change: Tamper, policy: Path) -> None:
     tamper(policy, change)
-    with pytest.raises(CheckpointError, match=ASKED):
+    with pytest.raises(CheckpointError, match=f"{ASKED}|horizon: expected at most"):
         MPCPolicy.load(policy)
 
 
