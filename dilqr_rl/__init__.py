@@ -20,6 +20,7 @@ from dilqr_rl.native import compile_dynamics
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
+from dilqr_rl.simulator import Simulator
 from dilqr_rl.solution import History, Solution, Status
 from dilqr_rl.tasks import ControlTask, find_task, register_task
 
@@ -36,6 +37,7 @@ __all__ = [
     "MPCPolicy",
     "MultiStart",
     "QuadraticCost",
+    "Simulator",
     "Solution",
     "Status",
     "compile_dynamics",

@@ -40,6 +40,8 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 def dynamics_jacobian(instance: Instance, x: Tensor, u: Tensor) -> Tensor:
     """F_t = df/d(x, u) for x (B, T, n), u (B, T, m), as (B, T, n, n+m)."""
     n = x.shape[-1]
+    if instance.simulator is not None:
+        return instance.simulator.jacobian(x, u)
 
     def diagonal_sum(z: Tensor) -> Tensor:
         return instance.dynamics(z[..., :n], z[..., n:]).diagonal(dim1=-2, dim2=-1).sum()

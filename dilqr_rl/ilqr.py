@@ -171,6 +171,14 @@ def with_curvature(model: Quadratic, curvature: Tensor, share: Tensor) -> Quadra
     return model._replace(H=model.H + share[:, None, None, None] * curvature)
 
 
+def curvature_of(instance: Instance, x: Tensor, u: Tensor, costate: Tensor) -> Tensor:
+    """That of lambda^T f (B, T, n+m, n+m), for costates (B, T+1, n); a simulator's counts as none."""
+    if instance.simulator is not None:
+        size = x.shape[-1] + u.shape[-1]
+        return u.new_zeros(*u.shape[:2], size, size)
+    return dynamics_hessian(instance, x[:, :-1], u, costate[:, 1:])
+
+
 def made_convex(model: Quadratic) -> Quadratic:
     """The model with positive semidefinite Hessians."""
     return model._replace(H=nearest_convex(model.H), H_T=nearest_convex(model.H_T))
@@ -264,7 +272,7 @@ def _find_policy(running: Iterate, model: Quadratic, costate: Tensor, options: I
 
     Near a solution, damping would hide how far it is, so there is none.
     """
-    curvature = dynamics_hessian(running.instance, running.x[:, :-1], running.u, costate[:, 1:])
+    curvature = curvature_of(running.instance, running.x, running.u, costate)
     near = (running.residual <= options.tolerance) & (running.status != Status.NONFINITE)
     policy, share = _sweep(replace(running, damping=torch.where(near, 0.0, running.damping)), model, curvature)
     newton = (share == 1) & ~policy.lifted

@@ -18,6 +18,7 @@ from torch.func import vmap
 
 from dilqr_rl.modules import call_with, tensors_of
 from dilqr_rl.problem import ControlProblem, check_bounds
+from dilqr_rl.simulator import Simulator
 
 SHARED, PER_PROBLEM, PER_STEP = 0, 1, 2
 Slots = tuple[tuple[str, int], ...]
@@ -40,6 +41,12 @@ class Instance:
     values: tuple[Tensor, ...]
     leads: tuple[int, ...]
     slots: Mapping[str, Slots]
+
+    @property
+    def simulator(self) -> Simulator | None:
+        """The dynamics, if they aren't torch's."""
+        dynamics = self.problem.dynamics
+        return dynamics if isinstance(dynamics, Simulator) else None
 
     def dynamics(self, x: Tensor, u: Tensor) -> Tensor:
         """f at all steps: x (B, T, n), u (B, T, m) -> (B, T, n)."""
@@ -119,6 +126,8 @@ class Instance:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, IndexError) as error:
+                if isinstance(module, Simulator):  # whose errors are clear, or the caller's own
+                    raise
                 raise _explained(role, points, error) from error
             except TypeError as error:
                 if _takes(module, len(points)):
@@ -173,7 +182,7 @@ def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> Value
     else:
         advice = "Do its sizes fit the problem's state_size and control_size?" if _OF_SIZES.search(text) else ""
     wanted = f"{role}: expected a function of {_ARGUMENTS[role]} with any leading dimensions"
-    return ValueError(f"{wanted}, but {_shapes(points)} gave: {error}. {advice}".rstrip())
+    return ValueError(f"{wanted}, but {_shapes(points)} gave: {text.rstrip('.')}. {advice}".rstrip())
 
 
 def _takes(module: nn.Module, count: int) -> bool:

@@ -28,6 +28,7 @@ from dilqr_rl.no_derivatives import find_idle, find_missing, suspects
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.second_starts import between_bounds, doubts, feedback_start, is_better
+from dilqr_rl.simulator import Simulator
 from dilqr_rl.solution import Solution, Status
 from dilqr_rl.surroundings import uncompiled, undisturbed
 from dilqr_rl.transforms import Call, is_transformed, transformed
@@ -257,7 +258,9 @@ class ILQR(nn.Module):
 
     def _structure(self) -> Structure | None:
         """Of the problem's functions, where native code is wanted."""
-        return structure_of(self.problem) if self.options.backend != "torch" and self.gradient != "unroll" else None
+        never = self.options.backend == "torch" or self.gradient == "unroll"
+        never |= self.options.backend == "auto" and isinstance(self.problem.dynamics, Simulator)
+        return None if never else structure_of(self.problem)
 
     def _bound_to(self, instance: Instance, x0: Tensor, controls: Tensor, structure: Structure | None = None) -> _Bound:
         """The same for an instance; `structure` is that of its functions, if it is known."""

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.adjoint import Adjoint
-from dilqr_rl.derivatives import dynamics_hessian
 from dilqr_rl.fixed_point import attach
 from dilqr_rl.guess import Guess
-from dilqr_rl.ilqr import Decision, Iterate, begin, expand, made_convex, solve, take_step, with_curvature
+from dilqr_rl.ilqr import Decision, Iterate, begin, curvature_of, expand, made_convex, solve, take_step, with_curvature
 from dilqr_rl.instance import Instance
 from dilqr_rl.lqr import Lift, backward_sweep
 from dilqr_rl.options import ILQROptions
@@ -89,7 +88,7 @@ def _step(
     """One iteration of ilqr.py with its decisions (share of curvature, damping, step length) given."""
     share, damping, length = decision
     model, costate = expand(instance, x, u)
-    curvature = dynamics_hessian(instance, x[:, :-1], u, costate[:, 1:])
+    curvature = curvature_of(instance, x, u, costate)
     convex = (share == 0).nonzero().squeeze(1)
     if convex.numel() > 0:
         H, H_T = (part[convex] for part in (model.H, model.H_T))
