@@ -125,9 +125,8 @@ class _Pull(torch.autograd.Function):
         along = (ctx.simulator.jacobian(x, u) @ w.unsqueeze(-1)).squeeze(-1)
         length = w.abs().amax(-1, keepdim=True)
         size = _SECOND * z.abs().amax(-1, keepdim=True).clamp(min=1.0) / torch.where(length > 0, length, 1.0)
-        ahead, behind = (
-            _pulled(ctx.simulator, *(z + sign * size * w).split((n, u.shape[-1]), -1), gradient) for sign in (1, -1)
-        )
+        ends = (z + sign * size * w for sign in (1.0, -1.0))
+        ahead, behind = (_pulled(ctx.simulator, end[..., :n], end[..., n:], gradient) for end in ends)
         change = (ahead - behind) / (2.0 * size)
         return None, change[..., :n], change[..., n:], along
 
