@@ -51,3 +51,12 @@ def test_three_ways_to_a_model_that_balances(example: Any) -> None:
     assert found["far off"].mean_return < 250
     assert found["far off + residual"].error < found["far off"].error / 100
     assert found["far off + PPO"].mean_return > 700  # 1000 with seeds 0 to 3
+
+
+@pytest.mark.slow
+def test_plans_go_through_the_simulator_itself() -> None:
+    """Doing nothing, the pendulum falls after some 20 steps, and the arm's return is around -10."""
+    module = load_script(SCRIPT.parent / "plan_with_mujoco.py")
+    found = module.main(module.Args(episodes=1, steps=50))
+    assert found["InvertedPendulum-v5"][0] == 50.0
+    assert found["Reacher-v5"][0] > -6.0
