@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +26,42 @@ def refuse_hidden_tensors(instance: Instance, x0: Tensor, controls: Tensor) -> N
         "stage_cost": lambda: plain.at_first_step().stage_cost(x.unsqueeze(1), u.unsqueeze(1)),
         "terminal_cost": lambda: plain.terminal_cost(x),
     }
-    is_hidden = False
     for name, function in functions.items():
-        with _Transformed() as hidden:
-            try:
-                is_hidden = function().requires_grad
-            except ValueError:
-                if not hidden.found:
-                    raise
-        if is_hidden or hidden.found:
+        if _is_hidden(function):
             raise ValueError(
                 f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its "
                 "gradient would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
             )
+
+
+def _is_hidden(function: Callable[[], Tensor]) -> bool:
+    """Whether a function's result has derivatives by a tensor that was there before: one of a transform, or a leaf met twice.
+
+    A function may make leaves of its own, as for `torch.autograd.grad` inside of it; these are others at each call.
+    """
+    with _Transformed() as hidden:
+        try:
+            first = function()
+        except ValueError:
+            if not hidden.found:
+                raise
+            return True
+    if hidden.found or not first.requires_grad:
+        return hidden.found
+    again = function()
+    return not _leaves(first).isdisjoint(_leaves(again)) if again.requires_grad else False
+
+
+def _leaves(result: Tensor) -> set[int]:
+    """The tensors, by identity, that a result has derivatives by; the result's graph keeps them alive."""
+    found, seen, waiting = set(), set(), [result.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found |= {id(node.variable)} if hasattr(node, "variable") else set()
+            waiting += [after for after, _ in node.next_functions]
+    return found
 
 
 class _Transformed(TorchFunctionMode):

@@ -122,7 +122,7 @@ class Instance:
 
         def evaluate(shared: dict[str, Tensor], *points: Tensor) -> Tensor:
             try:
-                result = call_with(module, shared, *points)
+                result = call_with(module, shared, *(point.clone() for point in points))  # which it may write into
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, IndexError) as error:
@@ -174,7 +174,7 @@ def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> Value
             f"{role}: expected PyTorch operations, along whose derivatives the solver moves, got NumPy's ({error}). Write it "
             "with torch."
         )
-    if re.search(r"\d-?D\b", text):
+    if re.search(r"\d-?D\b|running_mean", text):
         advice = (
             "A layer that takes one axis of rows needs them flattened: z.reshape(-1, z.shape[-1]) before it, and "
             ".reshape(*x.shape[:-1], -1) after it."

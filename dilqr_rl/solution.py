@@ -34,7 +34,8 @@ _SENTENCES = {
     Status.CONVERGED: "The projected gradient is below the tolerance, and Newton's step would hardly move the controls.",
     Status.MAX_ITERATIONS: (
         "The projected gradient is still above the tolerance after max_iterations, or the controls still move; raise "
-        "max_iterations or give a better u_init."
+        "max_iterations or give a better u_init. At a kink, as of |u| or max, no solve ends: make the cost smooth, say "
+        "sqrt(u^2 + eps^2) - eps."
     ),
     Status.LINE_SEARCH_FAILED: (
         "No step lowers the cost, however strong the regularisation; is the problem smooth, and the tolerance within reach "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Callable
@@ -390,3 +391,50 @@ def test_second_derivatives_at_zero_are_torchs(name: str) -> None:
 
         truth = (value(z), torch.autograd.functional.jacobian(value, z), torch.autograd.functional.hessian(value, z))
         torch.testing.assert_close(torch.tensor(numbers, dtype=FLOAT), torch.cat([part.flatten() for part in truth]))
+
+
+class Energy(nn.Module):
+    """Moves along the gradient of an energy, taken inside the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.energy = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = x if x.requires_grad else x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(z).sum(), z, create_graph=True)
+        cut = torch.cat(list(map(torch.Tensor.detach, (torch.sin(x[..., :1]), torch.cos(x[..., 1:])))), -1)  # both are cut
+        return x + 0.1 * slope.flip(-1) * cut + u
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_model_may_take_a_gradient_itself(backend: Any) -> None:
+    """Its derivatives by everything are central differences; what it detaches stays cut."""
+    model = Energy()
+    written = copy.deepcopy(model)
+
+    def by_hand(x: Tensor, u: Tensor) -> Tensor:
+        first, _, last = written.energy
+        slope = ((1 - torch.tanh(first(x)) ** 2) * last.weight[0]) @ first.weight
+        cut = torch.cat((torch.sin(x[..., :1]), torch.cos(x[..., 1:])), -1).detach()
+        return x + 0.1 * slope.flip(-1) * cut + u
+
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = written.energy
+
+        def forward(self, x: Tensor, u: Tensor) -> Tensor:
+            return by_hand(x, u)
+
+    found = []
+    for dynamics in (model, ByHand()):
+        problem = ControlProblem(dynamics, QuadraticCost([1.0] * 4, [0.5] * 4), horizon=4, state_size=2, control_size=2)
+        x0 = torch.tensor([[1.0, 0.5], [-0.3, 0.2]], dtype=torch.float64, requires_grad=True)
+        solution = ILQR(problem, ILQROptions(backend=backend, tolerance=1e-10))(x0)
+        solution.states.square().sum().backward()
+        found.append([solution.controls.detach(), x0.grad, *(p.grad for p in dynamics.energy.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ _MOST_NUMBERS = 4096  # and one that fits neither form may not be larger than th
 _CONVERSIONS = ("lift_fresh", "lift_fresh_copy")  # of a tensor that torch.tensor has just made
 _RANDOM = ("rand", "normal", "bernoulli", "dropout", "multinomial", "uniform", "exponential_", "poisson")
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 _LIBRARIES = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent), str(Path(np.__file__).parent))
 
 
@@ -54,6 +56,7 @@ class Trace(TorchDispatchMode):
         self._symbols: dict[int, Symbol] = {}
         self._made: dict[int, Tensor] = {}  # plain tensors that the function itself has made
         self._frozen: list[Any] = []  # contents that nobody may write into any more
+        self._called_from: tuple[FrameType, int] | None = None  # the instruction that called the last operation
 
     def symbol(self, tensor: Tensor) -> Symbol:
         """The symbol of a tensor that generated code gets as an argument."""
@@ -99,11 +102,22 @@ class Trace(TorchDispatchMode):
         tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
         if not any(isinstance(t, Symbol) or (t.is_floating_point() and name not in _CONVERSIONS) for t in tensors):
             return self._made_plain(func(*args, **(kwargs or {})), keep=not tensors or name in _CONVERSIONS)
+        if name == "detach" and self._is_autograds_own(sys._getframe(1)):
+            return Symbol(args[0].content, args[0].dtype)
+        frame = sys._getframe(1)
+        self._called_from = None if name == "detach" else (frame, frame.f_lasti)
         if _inside_custom_function():
             raise self.refusal(name, "in a custom autograd.Function, whose backward only PyTorch follows, has no native form")
         if not torch.is_grad_enabled():
             return self._without_gradient(func, name, args, kwargs or {})
         return self._apply(func, name, args, kwargs or {})
+
+    def _is_autograds_own(self, frame: FrameType) -> bool:
+        """Whether autograd detaches a result that it saves for an `autograd.grad` in the function, or one that it has saved.
+
+        Nobody calls `detach` then: it comes from the instruction that called the last operation, or from the backward pass.
+        """
+        return frame.f_code is _BACKWARD or self._called_from == (frame, frame.f_lasti)
 
     def _apply(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         rule = find_rule(name)
