@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 __all__ = ["call_with", "doubles_of", "everywhere", "tensors_of"]
@@ -19,9 +20,15 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     under both.
 
     Raises:
-        ValueError: a lazy module hasn't seen its input yet, so that its parameters have no shape.
+        ValueError: a lazy module hasn't seen its input yet, so that its parameters have no shape; or one is TorchScript's.
     """
     modules = list(module.named_modules())
+    scripted = next((prefix or type(one).__name__ for prefix, one in modules if isinstance(one, ScriptModule)), None)
+    if scripted is not None:
+        raise ValueError(
+            f"{scripted}: expected a module of Python, got one of TorchScript (torch.jit), whose tensors can't be replaced. "
+            "Give the module that it was made of, or torch.compile's."
+        )
     found = {
         f"{prefix}.{name}" if prefix else name: tensor
         for kind in ("_parameters", "_buffers")

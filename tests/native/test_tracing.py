@@ -438,3 +438,36 @@ def test_a_model_may_take_a_gradient_itself(backend: Any) -> None:
         found.append([solution.controls.detach(), x0.grad, *(p.grad for p in dynamics.energy.parameters())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def with_layer(layer: Any) -> nn.Module:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, u: Tensor) -> Tensor:
+            moved: Tensor = 0.9 * x + 0.1 * self.layer(x) + u
+            return moved
+
+    return Model()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, of TorchScript and its compiler
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_modules_work_and_scripted_ones_are_refused(backend: Any, whole: bool) -> None:
+    torch.manual_seed(0)
+    layer, point = nn.Linear(2, 2).double(), torch.zeros(1, 2, dtype=torch.float64)
+
+    def plan(remake: Callable[[nn.Module, tuple[Tensor, ...]], Any]) -> Tensor:
+        one = copy.deepcopy(layer)
+        dynamics = remake(with_layer(one), (point, point)) if whole else with_layer(remake(one, (point,)))
+        problem = ControlProblem(dynamics, QuadraticCost([1.0] * 4, [0.5] * 4), horizon=3, state_size=2, control_size=2)
+        return ILQR(problem, ILQROptions(backend=backend))(point + 0.3).controls.detach()
+
+    expected = plan(lambda module, _: module)
+    torch.testing.assert_close(plan(lambda module, _: torch.compile(module, backend="eager")), expected, rtol=0.0, atol=1e-8)
+    for remake in (lambda module, _: torch.jit.script(module), lambda module, points: torch.jit.trace(module, points)):
+        with pytest.raises(ValueError, match="expected a module of Python, got one of TorchScript"):
+            plan(remake)
