@@ -17,6 +17,7 @@ from dilqr_rl.costs import QuadraticCost
 from dilqr_rl.guess import Guess
 from dilqr_rl.multi_start import MultiStart
 from dilqr_rl.native import compile_dynamics
+from dilqr_rl.native.explanation import Explanation, explain
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.planner import ILQR
 from dilqr_rl.problem import ControlProblem
@@ -31,6 +32,7 @@ __all__ = [
     "ILQR",
     "ControlProblem",
     "ControlTask",
+    "Explanation",
     "Guess",
     "History",
     "ILQROptions",
@@ -41,6 +43,7 @@ __all__ = [
     "Solution",
     "Status",
     "compile_dynamics",
+    "explain",
     "find_task",
     "register_task",
 ]

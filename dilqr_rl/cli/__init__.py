@@ -1,4 +1,4 @@
-"""The command line: `dilqr expert`, `train`, `evaluate`, `demo`, `bench` and `reproduce`."""
+"""The command line: `dilqr expert`, `train`, `evaluate`, `explain`, `demo`, `bench` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dilqr_rl.cli.console import console, errors, output
 from dilqr_rl.cli.demo import Demo
 from dilqr_rl.cli.evaluate import Evaluate
 from dilqr_rl.cli.expert import Expert
+from dilqr_rl.cli.explain import Explain
 from dilqr_rl.cli.reproduce import Reproduce
 from dilqr_rl.cli.train import Train
 from dilqr_rl.signals import like_ctrl_c
@@ -23,6 +24,7 @@ Command = (
     Annotated[Expert, tyro.conf.subcommand("expert")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]

@@ -161,9 +161,7 @@ def _program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tenso
 def _make_program(instance: Instance, x0: Tensor, u_init: Tensor, others: list[Program | str]) -> Program | str:
     """The program, or why there is none; one of the others where the same code comes out again."""
     problem = instance.problem
-    check_values(instance)
-    _call_once(instance, x0, u_init)
-    refuse_coupled(instance, x0, u_init)
+    _try_functions(instance, x0, u_init)
     try:
         model = trace_problem(problem)
         same = next((other for other in others if isinstance(other, Program) and other.is_of(model)), None)
@@ -176,6 +174,25 @@ def _make_program(instance: Instance, x0: Tensor, u_init: Tensor, others: list[P
         return str(error)
     except Exception as error:  # "auto" must not fail where the PyTorch path would do
         return f"the native path failed ({type(error).__name__}: {error})"
+
+
+def traced(instance: Instance, x0: Tensor, u_init: Tensor) -> Model:
+    """Generated code for an instance, compared with its functions near the start, x0 (B, n) and u_init (B, T, m).
+
+    Raises:
+        UntraceableError: there is none.
+        ValueError: the functions fail.
+    """
+    _try_functions(instance, x0, u_init)
+    model = trace_problem(instance.problem)
+    _compare(model, instance, x0, u_init)
+    return model
+
+
+def _try_functions(instance: Instance, x0: Tensor, u_init: Tensor) -> None:
+    check_values(instance)
+    _call_once(instance, x0, u_init)
+    refuse_coupled(instance, x0, u_init)
 
 
 def _call_once(instance: Instance, x0: Tensor, u_init: Tensor) -> None:

@@ -1,0 +1,68 @@
+"""Which path a problem takes, and why, told without compiling anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dilqr_rl.guess import finite
+from dilqr_rl.instance import bind, own_tensors
+from dilqr_rl.native.programs import traced
+from dilqr_rl.native.tracing import UntraceableError
+from dilqr_rl.problem import ControlProblem
+from dilqr_rl.simulator import Simulator
+
+__all__ = ["Explanation", "explain"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which path a problem takes with backend="auto".
+
+    Attributes:
+        native: whether it is the native one; else PyTorch's.
+        reason: why it isn't: the operation, with the file and the line of the function that calls it. Empty if it is.
+        lines: of the code that would be compiled; 0 if there is none. Some 1,000 take a minute.
+        parameters: how many numbers the problem's parameters and buffers have.
+    """
+
+    native: bool
+    reason: str
+    lines: int
+    parameters: int
+
+    def __str__(self) -> str:
+        """It in one line."""
+        if self.native:
+            return f"native: {self.lines} lines of code to compile, {self.parameters} parameters as arguments"
+        return f"PyTorch, which is slower than native code: {self.reason}"
+
+
+def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
+    """Tell which path a problem takes, and what stands in the way of the native one.
+
+    Args:
+        problem: the problem.
+        x0: a start state (n,), near which native code is compared with the functions; zero by default.
+
+    Raises:
+        ValueError: what a planner would raise: a function that fails, or mixes the problems of a batch, a wrong shape.
+    """
+    if not isinstance(problem, ControlProblem):
+        raise ValueError(f"problem: expected a ControlProblem, got {type(problem).__name__}.")
+    start = torch.zeros(problem.state_size) if x0 is None else x0
+    if not isinstance(start, Tensor) or tuple(start.shape) != (problem.state_size,):
+        came = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(f"x0: expected a tensor ({problem.state_size},), got {came}.")
+    batch = finite("x0", start).detach().to("cpu", torch.float64)[None]
+    controls = batch.new_zeros(1, problem.horizon, problem.control_size)
+    count = sum(tensor.numel() for tensor in own_tensors(problem))
+    if isinstance(problem.dynamics, Simulator):
+        return Explanation(False, "its dynamics are a Simulator, which isn't made of PyTorch operations", 0, count)
+    try:
+        model = traced(bind(problem, batch, None), batch, controls)
+    except UntraceableError as error:
+        return Explanation(False, str(error), 0, count)
+    return Explanation(True, "", len(model.source.splitlines()), count)
