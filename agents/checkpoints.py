@@ -20,6 +20,7 @@ from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learnable import copy_values, parameter_values
 from dilqr_rl.agents.size_limit import SizeLimit
 from dilqr_rl.agents.soundness import told, unsound_values
+from dilqr_rl.agents.space_files import space_from_json, space_to_json
 from dilqr_rl.agents.tensor_files import TensorFileError, parse_json, read_tensors, write_tensors
 from dilqr_rl.instance import bind
 from dilqr_rl.options import ILQROptions
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError",
-    "check_known",
     "checkpoint_format",
     "load_policy",
     "read_checkpoint",
@@ -56,9 +56,12 @@ class CheckpointError(ValueError):
 
 def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) -> None:
     """Write a policy; see `PlanningPolicy.save`."""
-    check_known(policy.task.name)
     refuse_unsound(path, policy)
-    _check_rebuilt(policy)
+    more: dict[str, Any] = {}
+    if policy.task.name in known_ids():
+        _check_rebuilt(policy)
+    else:  # its spaces are all that can be told of it
+        more["spaces"] = [space_to_json(space) for space in (policy.observation_space, policy.action_space)]
     arguments = _network(policy)
     defaults = _network(_bare(type(policy), policy.task, policy.observation_space, policy.action_space))
     network = {name: value for name, value in arguments.items() if _is_plain(value)}
@@ -75,6 +78,7 @@ def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) ->
         "env_kwargs": dict(policy.task.env_kwargs),
         "settings": {name: _plain(value) for name, value in policy.settings.items()} | {"horizon": policy.problem.horizon},
         "network": network,
+        **more,
     }
     write_checkpoint(path, policy.checkpoint_format, config, policy.state_dict(), overwrite=overwrite)
 
@@ -142,11 +146,11 @@ def _act_alike(*models: tuple[ControlTask, ControlProblem]) -> bool:
     return units == other_units and same
 
 
-def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str) -> Policy:
+def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str, task: ControlTask | None) -> Policy:
     """Read a policy; see `PlanningPolicy.load`."""
     config, tensors = read_checkpoint(path, policy_class.checkpoint_format)
     try:
-        policy = _made_again(policy_class, config, SizeLimit(tensors))
+        policy = _made_again(policy_class, config, SizeLimit(tensors), task)
         policy.load_state_dict(tensors)
     except Exception as error:  # what a class makes of settings that were tampered with is nobody's to foresee
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
@@ -154,24 +158,43 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
     return policy.to(get_device(device))
 
 
-def _made_again(policy_class: type[Policy], config: Mapping[str, Any], limit: SizeLimit) -> Policy:
+def _made_again(policy_class: type[Policy], config: Mapping[str, Any], limit: SizeLimit, task: ControlTask | None) -> Policy:
     """A policy of these settings, with other numbers, and no more of them than the limit allows."""
+    found, observations, actions = _told_task(config) if task is None else _given_task(config, task)
+    bare = _bare(policy_class, found, observations, actions)
+    settings = _named(config["settings"], bare.settings)
+    network = dict(config["network"])
+    optimiser = _optimiser(network.pop("optimizer_class", None))
+    network = _named(network, (name for name, value in _network(bare).items() if _is_plain(value)))
+    settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
+    if settings["cost_map"] is not None:
+        settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
+    with limit:
+        return policy_class(observations, actions, lambda _: 3e-4, task=found, **settings, **network, **optimiser)
+
+
+def _told_task(config: Mapping[str, Any]) -> tuple[ControlTask, Space[Any], Space[Any]]:
+    """The task of a checkpoint's environment, which is made for it, and its spaces."""
     env_id, env_kwargs = config["env_id"], config["env_kwargs"]
     if env_id not in known_ids():
         raise ValueError(
-            f"its environment {env_id!r} is not among the known ones, {known_ids()}; call dilqr_rl.register_task first"
+            f"its environment {env_id!r} is not among the known ones, {known_ids()}; give its model as task=, or call "
+            "dilqr_rl.register_task first"
         )
     with closing(make_env(env_id, {**env_kwargs})) as env:
-        bare = _bare(policy_class, find_task(env), env.observation_space, env.action_space)
-        settings = _named(config["settings"], bare.settings)
-        network = dict(config["network"])
-        optimiser = _optimiser(network.pop("optimizer_class", None))
-        network = _named(network, (name for name, value in _network(bare).items() if _is_plain(value)))
-        settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
-        if settings["cost_map"] is not None:
-            settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
-        with limit:
-            return policy_class.for_env(env, **settings, **network, **optimiser)
+        return find_task(env), env.observation_space, env.action_space
+
+
+def _given_task(config: Mapping[str, Any], task: ControlTask) -> tuple[ControlTask, Space[Any], Space[Any]]:
+    """A task that a person gives, and the spaces that the checkpoint tells."""
+    if not isinstance(task, ControlTask):
+        raise ValueError(f"task: expected a ControlTask, got {task!r}")
+    if task.name != config["env_id"]:
+        raise ValueError(f"task: expected that of {config['env_id']!r}, got that of {task.name!r}")
+    if "spaces" not in config:
+        return (task, *_told_task(config)[1:])
+    observations, actions = (space_from_json(space) for space in config["spaces"])
+    return task, observations, actions
 
 
 def _optimiser(name: str | None) -> dict[str, Any]:
@@ -189,15 +212,6 @@ def _named(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"its settings lack, or shouldn't have, {sorted(wrong)}")
     return dict(values)
-
-
-def check_known(env_id: str) -> None:
-    """Raise a ValueError for an environment whose task couldn't be found again when a checkpoint is read."""
-    if env_id not in known_ids():
-        raise ValueError(
-            f"task: {env_id!r} couldn't be found again when the checkpoint is read; known ids: {known_ids()}. "
-            "Call dilqr_rl.register_task first, and again before loading."
-        )
 
 
 def write_checkpoint(

@@ -324,21 +324,28 @@ class PlanningPolicy(BasePolicy):
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a checkpoint (safetensors, with its settings as JSON inside), whole or not at all.
 
+        Of a task that isn't known by its id the model isn't kept: give it to `load` again.
+
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
             CheckpointError: parameters are NaN or infinite, or physics that must be above 0 aren't.
-            ValueError: the task can't be found again by its id.
+            ValueError: the policy plans or sees something else than what is found by its task's id; or spaces without words.
         """
         save_policy(self, path, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "auto") -> Self:
+    def load(cls, path: str | Path, device: torch.device | str = "auto", task: ControlTask | None = None) -> Self:
         """Read a checkpoint of `save`. It holds numbers and settings only: nothing in it is ever executed.
+
+        Args:
+            path: of the file.
+            device: where the policy is to be.
+            task: the model, where it isn't known by the environment's id: a file never chooses what is imported.
 
         Raises:
             CheckpointError: a ValueError; the file isn't such a checkpoint, or of another version.
         """
-        return load_policy(cls, path, device)
+        return load_policy(cls, path, device, task)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to pickle and copy: torch refuses to pickle the parametrised modules inside as they are."""

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -27,6 +28,7 @@ from dilqr_rl import ILQROptions, find_task, register_task, tasks
 from dilqr_rl.agents import CheckpointError, MPCPolicy
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.files import write_whole
+from dilqr_rl.agents.space_files import space_from_json, space_to_json
 from dilqr_rl.envs import ContextObservation
 
 SETTINGS: dict[str, Any] = {
@@ -355,7 +357,7 @@ def test_a_file_has_the_permissions_of_any_new_file(saved: Path, tmp_path: Path)
     assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_a_policy_that_could_not_be_found_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_whose_task_nobody_knows_is_kept_without_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
     register_task("Mine-v0", "dilqr_rl.envs.pendulum_v1:pendulum_v1_task")
     monkeypatch.setitem(gym.registry, "Mine-v0", EnvSpec("Mine-v0", gym.spec("Pendulum-v1").entry_point))
@@ -364,9 +366,41 @@ def test_a_policy_that_could_not_be_found_again_is_not_written(tmp_path: Path, m
     policy = MPCPolicy(env.observation_space, env.action_space, lambda _: 0.0, task=task, horizon=3)
     policy.save(tmp_path / "known.safetensors")
     del tasks._registered["Mine-v0"]
-    with pytest.raises(ValueError, match=r"task: 'Mine-v0' couldn't be found again.*register_task"):
-        policy.save(tmp_path / "unknown.safetensors")
-    assert not (tmp_path / "unknown.safetensors").exists()
+    file = tmp_path / "unknown.safetensors"
+    policy.save(file)
+    with pytest.raises(CheckpointError, match=r"its environment 'Mine-v0' is not among the known ones, .* as task="):
+        MPCPolicy.load(file)
+    with pytest.raises(CheckpointError, match="task: expected that of 'Mine-v0', got that of 'Pendulum-v1'"):
+        MPCPolicy.load(file, task=find_task(gym.make("Pendulum-v1")))
+    again = MPCPolicy.load(file, task=task)
+    assert again.observation_space == policy.observation_space
+    assert again.action_space == policy.action_space
+    seen = np.array([0.99, 0.1, 0.0], np.float32)
+    assert np.array_equal(again.predict(seen)[0], policy.predict(seen)[0])
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-np.inf, np.inf, (3,), np.float64),
+        spaces.Box(np.array([-1.0, -np.inf]), np.array([1.0, 2.0]), dtype=np.float64),
+        spaces.Box(0, 255, (4, 8, 8), np.uint8),
+        spaces.Discrete(3, start=-1),
+        spaces.Dict({"state": spaces.Box(-1.0, 1.0, (2,)), "picture": spaces.Box(0, 255, (3, 8, 8), np.uint8)}),
+    ],
+)
+def test_spaces_come_back_from_json(space: spaces.Space[Any]) -> None:
+    assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
+
+
+@pytest.mark.parametrize(
+    "told", [None, {}, {"kind": "box", "shape": [10**9], "dtype": "uint8", "low": 0, "high": 1}, {"kind": "dict", "spaces": 3}]
+)
+def test_what_is_no_space_is_refused(told: Any) -> None:
+    with pytest.raises(ValueError, match="no space that can be read"):
+        space_from_json(told)
+    with pytest.raises(ValueError, match="policy: expected Box, Discrete or Dict spaces, got MultiBinary"):
+        space_to_json(spaces.MultiBinary(3))
 
 
 def test_a_wrapped_environment_is_not_kept_and_says_so(tmp_path: Path) -> None:
