@@ -80,7 +80,7 @@ def real_tensor(name: str, values: Any, expected: str) -> Tensor:
         with suppress(TypeError, ValueError, OverflowError, RuntimeError):
             array = np.asarray(values)
             if array.dtype.kind in "iufO":  # O: integers beyond 64 bits, fractions
-                return torch.tensor(array.astype(np.float64))
+                return torch.from_numpy(array.astype(np.float64))  # on the CPU, whatever the default device is
     raise ValueError(f"{name}: expected {expected}, got {shown(values)}.")
 
 

@@ -10,6 +10,8 @@ from torch.func import functional_call
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
+from dilqr_rl.locks import ONE_AT_A_TIME
+
 __all__ = ["call_with", "doubles_of", "everywhere", "tensors_of"]
 
 
@@ -59,6 +61,8 @@ def everywhere(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
 def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any) -> Any:
     """The module's result with other tensors, by the names of `tensors_of`; those that aren't named stay.
 
-    Torch's own handling of tied weights is off: it takes the parameters out of a module with two names.
+    Torch's own handling of tied weights is off: it takes the parameters out of a module with two names. One thread at a time,
+    since the module holds the other tensors for as long as the call takes.
     """
-    return functional_call(module, dict(tensors), arguments, tie_weights=False)
+    with ONE_AT_A_TIME:
+        return functional_call(module, dict(tensors), arguments, tie_weights=False)

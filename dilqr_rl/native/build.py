@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from dilqr_rl.native.forks import COMPILING
+from dilqr_rl.locks import ONE_AT_A_TIME
 from dilqr_rl.native.kernel import kernel_source, step_source
 from dilqr_rl.native.model import SIGNATURES, Model
 from dilqr_rl.native.tracing import UntraceableError
@@ -42,7 +42,7 @@ def functions(model: Model, label: str) -> NDArray[np.int64]:
 
 def load(name: str, source: str, label: str) -> ModuleType:
     """The module that compiles when its source is imported; see `solver`."""
-    with COMPILING:  # also while numba is imported
+    with ONE_AT_A_TIME:  # also while numba is imported
         try:
             import numba
 

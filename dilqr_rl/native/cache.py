@@ -33,7 +33,7 @@ import llvmlite
 import numba
 from numba.core.registry import cpu_target
 
-from dilqr_rl.native.forks import COMPILING
+from dilqr_rl.locks import ONE_AT_A_TIME
 
 __all__ = ["cache_folder", "load_module"]
 
@@ -70,7 +70,7 @@ def load_module(name: str, source: str, label: str) -> ModuleType:
         The module; always the same one in one process.
     """
     key = _key(name, source)
-    with COMPILING:
+    with ONE_AT_A_TIME:
         if key not in _modules:
             _modules[key] = _load(name, source, label, key)
             _count(label)

@@ -174,7 +174,7 @@ class _System:
     def check_results(self, n: int) -> None:
         """Call the functions once; see `compile_transition`."""
         m = self.control_size
-        x, u = (torch.full((3, size), 0.5, dtype=torch.float64) for size in (n, m))
+        x, u = (torch.full((3, size), 0.5, dtype=torch.float64, device="cpu") for size in (n, m))
         for label, function, shape in (("dynamics", self.dynamics, (3, n)), ("reward", self.reward, (3,))):
             result: Any = call_with(function, doubles_of(function), x, u)
             if not isinstance(result, Tensor) or tuple(result.shape) != shape or result.dtype != torch.float64:

@@ -36,7 +36,6 @@ from problems import (
 )
 from stationarity import stationarity_gradients
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
 
@@ -413,14 +412,6 @@ def test_a_change_between_solve_and_gradient_is_told() -> None:
     closed.fill_(0.5)
     with pytest.raises(RuntimeError, match=r"the problem's dynamics changed between the solve and its gradient"):
         solution.cost.sum().backward()
-
-
-@pytest.mark.parametrize("backend", ["native", "torch"])
-def test_forward_mode_is_refused(backend: Literal["native", "torch"]) -> None:
-    x0 = torch.tensor([[1.0, 0.0, 0.0]], dtype=FLOAT)
-    planner = ILQR(pendulum(4), ILQROptions(backend=backend))
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"derivatives in forward mode .* use backward: "):
-        planner(forward_ad.make_dual(x0, torch.ones_like(x0)))
 
 
 def test_single_precision_is_no_change() -> None:

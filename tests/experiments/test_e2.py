@@ -33,7 +33,7 @@ def test_the_memory_of_two_equal_pieces_reads_twice_the_same() -> None:
     for _ in range(2):
         before = e2._forget_peak()
         piece = np.ones(2**26, np.uint8)  # large enough for a mapping of its own, which goes back when it is freed
-        assert 2**26 <= e2._peak() - before < 1.2 * 2**26
+        assert 0.99 * 2**26 < e2._peak() - before < 1.2 * 2**26  # what is freed meanwhile counts against it, some pages
         del piece
 
 
