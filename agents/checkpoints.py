@@ -16,6 +16,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import get_device
 
 from dilqr_rl.agents.cost_map import CostMap
+from dilqr_rl.agents.discrete import controls_of
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learnable import copy_values, parameter_values
 from dilqr_rl.agents.size_limit import SizeLimit
@@ -143,7 +144,8 @@ def _act_alike(*models: tuple[ControlTask, ControlProblem]) -> bool:
         found.append(([getattr(task, name) for name in _UNITS], results))
     (units, results), (other_units, other_results) = found
     same = all(torch.allclose(a, b, equal_nan=True) for a, b in zip(results, other_results, strict=True))
-    return units == other_units and same
+    controls = [None if task.discrete_controls is None else controls_of(task).tolist() for task, _ in models]
+    return units == other_units and controls[0] == controls[1] and same
 
 
 def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str, task: ControlTask | None) -> Policy:

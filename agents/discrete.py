@@ -14,8 +14,10 @@ __all__ = ["ActionLogits", "controls_of", "nearest", "refuse_unlike"]
 
 
 def controls_of(task: ControlTask) -> NDArray[np.float64]:
-    """The control (A, m) of each action of a task that has discrete ones."""
-    return np.asarray(task.discrete_controls, dtype=np.float64).reshape(-1, task.control_size)
+    """The control (A, m) of each action of a task that has discrete ones, in the unit of planned actions."""
+    return np.asarray(task.discrete_controls, dtype=np.float64).reshape(-1, task.control_size) / np.asarray(
+        task.control_per_action
+    )
 
 
 def refuse_unlike(task: ControlTask, action_space: spaces.Discrete) -> None:

@@ -87,8 +87,10 @@ def fit_terminal_value(
 
 
 def _fit(terminal: TerminalValue, targets: tuple[Tensor, Tensor, Tensor], settings: TerminalFit) -> float:
-    rests = thaw(terminal.network)
-    parameters = list(terminal.network.requires_grad_().parameters())
+    frozen = thaw(terminal.network)
+    parameters = list(terminal.network.parameters())
+    rests = [not parameter.requires_grad for parameter in parameters]
+    terminal.network.requires_grad_()
     x, cost, slope = (part.to(parameters[0].device) for part in targets)
     spread, spread_of_slopes = cost.std().clamp(min=1e-12), slope.std().clamp(min=1e-12)
     optimiser = torch.optim.Adam(parameters, settings.learning_rate)
@@ -109,8 +111,10 @@ def _fit(terminal: TerminalValue, targets: tuple[Tensor, Tensor, Tensor], settin
             schedule.step()
     finally:
         optimiser.zero_grad()
-        if rests:
-            freeze(terminal.network.requires_grad_(False))
+        for parameter, rested in zip(parameters, rests, strict=True):
+            parameter.requires_grad_(not rested)
+        if frozen:
+            freeze(terminal.network)
     return loss.item()
 
 

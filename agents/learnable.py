@@ -137,10 +137,11 @@ def by_default(problem: ControlProblem) -> tuple[str, ...]:
 
 def freeze(module: nn.Module) -> None:
     """Make buffers of the parameters that don't require a gradient, for algorithms that differentiate by every parameter."""
+    made: dict[int, Tensor] = {}  # one buffer for a parameter that stands in two places
     for owner in list(module.modules()):
-        for leaf, parameter in list(owner.named_parameters(recurse=False)):
+        for leaf, parameter in [(name, one) for name, one in owner._parameters.items() if one is not None]:
             if not parameter.requires_grad:
-                _put(owner, leaf, parameter.detach())
+                _put(owner, leaf, made.setdefault(id(parameter), parameter.detach()))
                 vars(owner).setdefault(_FROZEN, []).append(leaf)
 
 

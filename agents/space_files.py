@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ def space_from_json(told: Any) -> spaces.Space[Any]:
     """
     try:
         if told["kind"] == "dict":
-            return spaces.Dict({str(name): space_from_json(part) for name, part in told["spaces"].items()})
+            parts = OrderedDict((str(name), space_from_json(part)) for name, part in told["spaces"].items())
+            return spaces.Dict(parts)  # in this order, in which features stand
         if told["kind"] == "discrete":
             return spaces.Discrete(int(told["n"]), start=int(told["start"]))
         if told["kind"] == "box" and math.prod(told["shape"]) <= _MOST:

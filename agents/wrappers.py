@@ -79,7 +79,7 @@ def refuse_changed_actions(env: gym.Env[Any, Any], task: ControlTask) -> None:
         return
     for one in _wrappers(env, model_environment(env)):
         changes = isinstance(one, gym.ActionWrapper) and one.action_space != one.env.action_space
-        if changes and not isinstance(one, ClipAction) and not has_all_actions(task, env.action_space):
+        if changes and not isinstance(one, ClipAction) and not has_all_actions(task, one.action_space):
             raise ValueError(
                 f"env: expected actions as {task.name}'s model has them, got them changed by {type(one).__name__}, to "
                 f"{env.action_space}. Set the task's u_min, u_max and control_per_action to these from end to end, or rescale "
@@ -128,6 +128,8 @@ def task_of(algorithm: BaseAlgorithm) -> ControlTask:
         task = find_task(singles[0])
     else:  # in other processes
         (spec, *_) = inner.get_attr("spec")
+        if spec is None:
+            raise ValueError("task: expected one, since the environments in other processes have no id to find a model by.")
         with closing(make_env(spec.id, spec.kwargs)) as env:
             task = find_task(env)
     algorithm.policy_kwargs = {**algorithm.policy_kwargs, "task": task}

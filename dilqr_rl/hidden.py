@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
@@ -39,7 +40,7 @@ def _is_hidden(function: Callable[[], Tensor]) -> bool:
 
     A function may make leaves of its own, as for `torch.autograd.grad` inside of it; these are others at each call.
     """
-    with _Transformed() as hidden:
+    with torch.enable_grad(), _Transformed() as hidden:
         try:
             first = function()
         except ValueError:
@@ -48,7 +49,8 @@ def _is_hidden(function: Callable[[], Tensor]) -> bool:
             return True
     if hidden.found or not first.requires_grad:
         return hidden.found
-    again = function()
+    with torch.enable_grad():
+        again = function()
     return not _leaves(first).isdisjoint(_leaves(again)) if again.requires_grad else False
 
 

@@ -187,7 +187,7 @@ def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> Value
 
 def _takes(module: nn.Module, count: int) -> bool:
     """Whether a module can be called with so many arguments."""
-    function = getattr(module, "function", module.forward)
+    function: Any = getattr(module, "function", None) if type(module).__name__ == "_Function" else module.forward
     try:
         inspect.signature(function).bind(*range(count))
     except ValueError:  # of a function of C without one
@@ -198,7 +198,7 @@ def _takes(module: nn.Module, count: int) -> bool:
 
 
 def _of_another_signature(role: str, module: nn.Module, error: TypeError) -> str:
-    function = getattr(module, "function", module)
+    function: Any = getattr(module, "function", None) if type(module).__name__ == "_Function" else module
     name = getattr(function, "__qualname__", type(function).__name__)
     return (
         f"{role}: expected a function of {_ARGUMENTS[role]}, got {name}: {error}. Write one of these arguments around it; what "
@@ -257,7 +257,7 @@ def _moved(value: Tensor, device: torch.device) -> Tensor:
 def named_values(instance: Instance) -> dict[str, Tensor]:
     """An instance's values as `params`, each under one of its names."""
     places = {place: f"{role}.{name}" if role else name for role, pairs in instance.slots.items() for name, place in pairs}
-    return {name: instance.values[place] for place, name in places.items() if instance.values[place].is_floating_point()}
+    return {name: instance.values[place] for place, name in places.items()}
 
 
 def usable(tensor: Tensor) -> Tensor:

@@ -31,13 +31,14 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
             f"{scripted}: expected a module of Python, got one of TorchScript (torch.jit), whose tensors can't be replaced. "
             "Give the module that it was made of, or torch.compile's."
         )
-    found = {
-        f"{prefix}.{name}" if prefix else name: tensor
-        for kind in ("_parameters", "_buffers")
-        for prefix, one in modules
-        for name, tensor in list(vars(one)[kind].items())
-        if tensor is not None
-    }
+    with ONE_AT_A_TIME:  # not while another thread's call has others in their place
+        found = {
+            f"{prefix}.{name}" if prefix else name: tensor
+            for kind in ("_parameters", "_buffers")
+            for prefix, one in modules
+            for name, tensor in list(vars(one)[kind].items())
+            if tensor is not None
+        }
     lazy = next((name for name, tensor in found.items() if is_lazy(tensor)), None)
     if lazy is not None:
         raise ValueError(
@@ -64,5 +65,7 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any)
     Torch's own handling of tied weights is off: it takes the parameters out of a module with two names. One thread at a time,
     since the module holds the other tensors for as long as the call takes.
     """
+    if not tensors:
+        return module(*arguments)
     with ONE_AT_A_TIME:
         return functional_call(module, dict(tensors), arguments, tie_weights=False)

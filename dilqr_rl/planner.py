@@ -116,6 +116,8 @@ class ILQR(nn.Module):
             raise ValueError(f"options: expected ILQROptions, got {type(options).__name__}.")
         if gradient not in _GRADIENTS:
             raise ValueError(f"gradient: expected one of {_GRADIENTS}, got {gradient!r}.")
+        if gradient == "unroll" and isinstance(problem.dynamics, Simulator):
+            raise ValueError('gradient: "unroll" wants derivatives of the steps themselves, which a Simulator has none of.')
         if gradient == "unroll" and options is not None and options.backend == "native":
             raise ValueError('gradient: "unroll" has no native form; use backend="auto" or "torch" with it.')
         self.problem = problem

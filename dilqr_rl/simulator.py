@@ -78,9 +78,16 @@ class Simulator(nn.Module):
 
     def _called(self, name: str, function: Step, x: Array, u: Array) -> Any:
         if self.batched:
-            return function(x.copy(), u.copy())  # which it may write into
-        each = [function(*point) for point in zip(x.copy(), u.copy(), strict=True)]
+            return _kept(function(x.copy(), u.copy()))  # which it may write into
+        each = [_kept(function(*point)) for point in zip(x.copy(), u.copy(), strict=True)]
         return np.stack(each) if name == "step" else tuple(map(np.stack, zip(*each, strict=True)))
+
+
+def _kept(found: Any) -> Any:
+    """A result as it is now: a simulator may fill the same arrays at its next call."""
+    if isinstance(found, tuple | list):
+        return tuple(map(_kept, found))
+    return found.copy() if isinstance(found, np.ndarray) else found
 
 
 def _checked(name: str, found: Any, shape: tuple[int, ...]) -> Array:

@@ -235,7 +235,8 @@ def _with_plain_tensors(instance: Instance, task: Callable[[], _Result]) -> _Res
     if not hidden:
         return task()
     places = {f"{role}.{name}" if role else name: place for role, pairs in instance.slots.items() for name, place in pairs}
-    plain = {name: instance.values[places[name]][(0,) * instance.leads[places[name]]] for name in hidden}
+    tensors = {place: instance.values[place][(0,) * instance.leads[place]] for place in {places[name] for name in hidden}}
+    plain = {name: tensors[places[name]] for name in hidden}  # one tensor for both names of a tied one
     around = nn.ModuleDict({"problem": instance.problem})
     around.forward = task
     return call_with(around, {f"problem.{name}": value for name, value in plain.items()})

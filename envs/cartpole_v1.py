@@ -32,6 +32,8 @@ def cartpole_v1_task(env: Any) -> ControlTask:
     missing = [name for name in ("masscart", "masspole", "length", "gravity", "tau", "force_mag") if not hasattr(base, name)]
     if missing:
         raise ValueError(f"env: expected Gymnasium's CartPole-v1, got {base!r}, which lacks {missing}.")
+    if base.kinematics_integrator != "euler":
+        raise ValueError(f"env: expected the integrator 'euler', got {base.kinematics_integrator!r}, which the model hasn't.")
     return ControlTask(
         name="CartPole-v1",
         dynamics=CartPoleDynamics(base.masscart, base.masspole, base.length, base.gravity, time_step=base.tau),

@@ -90,13 +90,23 @@ def mountain_car_v0_task(env: Any) -> ControlTask:
     missing = [name for name in ("force", "gravity", "max_position", "goal_velocity") if not hasattr(base, name)]
     if missing:
         raise ValueError(f"env: expected Gymnasium's MountainCar-v0, got {base!r}, which lacks {missing}.")
-    return _task("MountainCar-v0", base, base.force, (-1.0, 1.0), horizon=150, discrete_controls=((-1.0,), (0.0,), (1.0,)))
+    return _task(
+        "MountainCar-v0",
+        base,
+        base.force,
+        (-1.0, 1.0),
+        horizon=150,
+        gravity=base.gravity,
+        discrete_controls=((-1.0,), (0.0,), (1.0,)),
+    )
 
 
-def _task(name: str, base: Any, power: float, throttle: tuple[float, float], **more: Any) -> ControlTask:
+def _task(
+    name: str, base: Any, power: float, throttle: tuple[float, float], *, gravity: float = 0.0025, **more: Any
+) -> ControlTask:
     return ControlTask(
         name=name,
-        dynamics=MountainCarDynamics(power),
+        dynamics=MountainCarDynamics(power, gravity),
         stage_cost=QuadraticCost([1.0, 1.0, 0.1], [base.max_position, float(base.goal_velocity), 0.0]),
         observation_to_state=observation_is_state,
         state_size=MountainCarDynamics.state_size,

@@ -122,3 +122,15 @@ def test_what_has_no_place_is_refused_with_a_sentence() -> None:
             replace(task, discrete_controls=wrong)
     with pytest.raises(ValueError, match="learner"):
         PhysicsLearner(task)
+
+
+def test_controls_in_another_unit_than_actions() -> None:
+    """A share of the force is planned; which of the actions it means is the same."""
+    env = gym.make("CartPole-v1")
+    task = find_task(env)
+    shares = replace(task, control_per_action=5.0)
+    seen = np.array([[0.0, 0.0, 0.02, 0.3], [0.1, -0.3, -0.05, -0.2]], np.float32)
+    plain, other = (MPCPolicy.for_env(env, task=one, warm_start=False) for one in (task, shares))
+    assert np.array_equal(plain.predict(seen)[0], other.predict(seen)[0])
+    probabilities = [one.get_distribution(torch.as_tensor(seen)).distribution.probs for one in (plain, other)]  # type: ignore[attr-defined]
+    assert torch.allclose(*probabilities, atol=1e-6)

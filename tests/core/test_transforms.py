@@ -247,3 +247,42 @@ def test_compiling_goes_around_a_planner(planner: ILQR) -> None:
     act(again).sum().backward()
     assert torch.equal(first.grad, again.grad)
     assert torch._dynamo.utils.counters["frames"]["total"] <= 3, "it went into the solver's own functions"
+
+
+class Tied(nn.Module):
+    """Two functions that hold one parameter, and an integer that is a setting."""
+
+    def __init__(self, factor: nn.Parameter) -> None:
+        super().__init__()
+        self.factor, self.count = factor, nn.Buffer(torch.tensor(1))
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.count * self.factor * x + u
+
+
+class TiedCost(nn.Module):
+    def __init__(self, factor: nn.Parameter) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.factor * (x * x).sum(-1) + (u * u).sum(-1)
+
+
+def test_tied_tensors_and_integers_are_handed_over() -> None:
+    factor = nn.Parameter(torch.tensor(0.9, dtype=torch.float64))
+    tied = ControlProblem(Tied(factor), TiedCost(factor), horizon=3, state_size=2, control_size=2)
+    one = ILQR(tied, OPTIONS)
+    expected = torch.stack([one(STARTS[0], {"dynamics.factor": f}).cost for f in FACTORS])
+    found = vmap(lambda f: functional_call(one, {"problem.dynamics.factor": f}, (STARTS[0],)).cost)(FACTORS)
+    assert torch.allclose(found, expected)
+    assert not torch.allclose(expected[:1], expected[1:])
+    twice = {"dynamics.count": torch.tensor(2)}
+    assert torch.allclose(vmap(lambda x: one(x, twice).cost)(STARTS), one(STARTS, twice).cost)
+
+
+def test_a_leaf_in_a_closure_is_refused_under_a_transform(planner: ILQR) -> None:
+    hidden = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    one = ControlProblem(lambda x, u: x + hidden * u, planner.problem.stage_cost, horizon=3, state_size=2, control_size=2)
+    with pytest.raises(ValueError, match="dynamics: depends on a tensor that requires a gradient"):
+        vmap(lambda x: ILQR(one, planner.options)(x).cost)(STARTS)
