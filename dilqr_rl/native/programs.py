@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dilqr_rl.independence import near, plain_instance, refuse_coupled
 from dilqr_rl.instance import Instance, check_values, named_tensors, own_tensors
+from dilqr_rl.locks import ONE_AT_A_TIME
 from dilqr_rl.native import build
 from dilqr_rl.native.comparison import compare, compare_gradients
 from dilqr_rl.native.model import Functions, Model, write_model
@@ -160,6 +161,11 @@ def _program(instance: Instance, structure: Structure, x0: Tensor, u_init: Tenso
 
 def _make_program(instance: Instance, x0: Tensor, u_init: Tensor, others: list[Program | str]) -> Program | str:
     """The program, or why there is none; one of the others where the same code comes out again."""
+    with ONE_AT_A_TIME:  # nobody else has other tensors in the functions' modules while they are traced and compared
+        return _made(instance, x0, u_init, others)
+
+
+def _made(instance: Instance, x0: Tensor, u_init: Tensor, others: list[Program | str]) -> Program | str:
     problem = instance.problem
     _try_functions(instance, x0, u_init)
     try:
