@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.agents.actor import PLANNING, ActorSettings, PlanningActor
 from dilqr_rl.agents.checkpoints import load_policy, save_policy
+from dilqr_rl.agents.copies import reduced
 from dilqr_rl.agents.cost_map import CostMap
 from dilqr_rl.agents.discrete import controls_of
 from dilqr_rl.agents.environments import as_task, calling_algorithm
@@ -140,8 +141,8 @@ class PlanningPolicy(BasePolicy):
         """A controller for an environment whose model is known; with a warm start and the task's starts, unless told otherwise.
 
         Args:
-            env: one of dilqr_rl.envs, Gymnasium's Pendulum-v1 or MountainCarContinuous-v0, or any other that
-                `dilqr_rl.find_task` knows.
+            env: one of dilqr_rl.envs, of Gymnasium's own those of classic control, or any other that `dilqr_rl.find_task`
+                knows.
             **kwargs: of the class; with a `task` of your own the environment's model needn't be known, and with one that has an
                 `observation_to_state` of its own wrappers may change the observations.
 
@@ -349,10 +350,7 @@ class PlanningPolicy(BasePolicy):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How to pickle and copy: torch refuses to pickle the parametrised modules inside as they are."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        optimisers = {name: optimiser.state_dict() for name, optimiser in _optimisers(self).items()}
-        state = _State(self.state_dict(), optimisers, trained, self.training, self.device)
-        return _rebuild, (type(self), self._get_constructor_parameters(), state)
+        return reduced(self, self._get_constructor_parameters())
 
     def _make_optimiser(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
         rates = lr_schedule(1), self.settings["model_rate"]
@@ -378,33 +376,6 @@ def _checked_widths(widths: Any) -> tuple[int, ...] | None:
     if isinstance(widths, str) or not isinstance(widths, Sequence | None):
         raise ValueError(f"terminal_value: expected widths of layers, such as (32, 32), or None, got {widths!r}.")
     return None if widths is None else tuple(plain(list(widths)))
-
-
-class _State(NamedTuple):
-    """What a copy of a policy takes over beside its constructor's arguments."""
-
-    weights: dict[str, Any]
-    optimisers: dict[str, Any]
-    trained: set[str]
-    training: bool
-    device: torch.device
-
-
-def _rebuild(policy_class: type[PlanningPolicy], arguments: dict[str, Any], state: _State) -> PlanningPolicy:
-    policy = policy_class(**arguments).to(state.device)
-    policy.load_state_dict(state.weights)
-    for name, optimiser in _optimisers(policy).items():
-        optimiser.load_state_dict(state.optimisers[name])
-    for name, parameter in policy.named_parameters():
-        parameter.requires_grad_(name in state.trained)
-    policy.set_training_mode(state.training)
-    return policy
-
-
-def _optimisers(policy: BasePolicy) -> dict[str, torch.optim.Optimizer]:
-    """Of the policy itself (PPO, A2C), or of its actor and its critic."""
-    found = {name: getattr(owner, "optimizer", None) for name, owner in {"": policy, **dict(policy.named_children())}.items()}
-    return {name: optimiser for name, optimiser in found.items() if isinstance(optimiser, torch.optim.Optimizer)}
 
 
 def _single(seen: PyTorchObs) -> PyTorchObs:

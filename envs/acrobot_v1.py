@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dilqr_rl.envs.foreign import gymnasiums_own
 from dilqr_rl.envs.physics import SystemDynamics
 from dilqr_rl.tasks import ControlTask
 
@@ -102,11 +103,7 @@ def acrobot_v1_task(env: Any) -> ControlTask:
     Raises:
         ValueError: it isn't an `Acrobot-v1`, or its links are unlike.
     """
-    base = env.unwrapped
-    needed = ("AVAIL_TORQUE", "LINK_MASS_1", "LINK_LENGTH_1", "LINK_MOI", "dt")
-    missing = [name for name in needed if not hasattr(base, name)]
-    if missing:
-        raise ValueError(f"env: expected Gymnasium's Acrobot-v1, got {base!r}, which lacks {missing}.")
+    base = gymnasiums_own(env, "Acrobot-v1", ("AVAIL_TORQUE", "LINK_MASS_1", "LINK_LENGTH_1", "LINK_MOI", "dt"))
     unlike = base.LINK_MASS_1 != base.LINK_MASS_2 or base.LINK_LENGTH_1 != base.LINK_LENGTH_2
     if unlike or {base.LINK_COM_POS_1, base.LINK_COM_POS_2} != {0.5 * base.LINK_LENGTH_1} or base.book_or_nips != "book":
         raise ValueError("env: expected an Acrobot-v1 of two equal links with the book's equations, got other numbers.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dilqr_rl.costs import QuadraticCost
 from dilqr_rl.envs.cartpole import CartPoleDynamics
+from dilqr_rl.envs.foreign import gymnasiums_own
 from dilqr_rl.tasks import ControlTask
 
 __all__ = ["cartpole_v1_task"]
@@ -28,10 +29,7 @@ def cartpole_v1_task(env: Any) -> ControlTask:
     Raises:
         ValueError: it isn't a `CartPole-v1`, or its physics are impossible.
     """
-    base = env.unwrapped
-    missing = [name for name in ("masscart", "masspole", "length", "gravity", "tau", "force_mag") if not hasattr(base, name)]
-    if missing:
-        raise ValueError(f"env: expected Gymnasium's CartPole-v1, got {base!r}, which lacks {missing}.")
+    base = gymnasiums_own(env, "CartPole-v1", ("masscart", "masspole", "length", "gravity", "tau", "force_mag"))
     if base.kinematics_integrator != "euler":
         raise ValueError(f"env: expected the integrator 'euler', got {base.kinematics_integrator!r}, which the model hasn't.")
     return ControlTask(

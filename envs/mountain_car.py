@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.costs import QuadraticCost
 from dilqr_rl.envs.base import observation_is_state
+from dilqr_rl.envs.foreign import gymnasiums_own
 from dilqr_rl.envs.physics import SystemDynamics
 from dilqr_rl.tasks import ControlTask
 
@@ -66,11 +67,9 @@ def mountain_car_task(env: Any) -> ControlTask:
     Raises:
         ValueError: it isn't a `MountainCarContinuous-v0`, or its physics are impossible.
     """
-    base = env.unwrapped
-    needed = ("power", "min_action", "max_action", "max_position", "goal_velocity")
-    missing = [name for name in needed if not hasattr(base, name)]
-    if missing:
-        raise ValueError(f"env: expected Gymnasium's MountainCarContinuous-v0, got {base!r}, which lacks {missing}.")
+    base = gymnasiums_own(
+        env, "MountainCarContinuous-v0", ("power", "min_action", "max_action", "max_position", "goal_velocity")
+    )
     return _task("MountainCarContinuous-v0", base, base.power, (base.min_action, base.max_action), horizon=90)
 
 
@@ -86,10 +85,7 @@ def mountain_car_v0_task(env: Any) -> ControlTask:
     Raises:
         ValueError: it isn't a `MountainCar-v0`, or its physics are impossible.
     """
-    base = env.unwrapped
-    missing = [name for name in ("force", "gravity", "max_position", "goal_velocity") if not hasattr(base, name)]
-    if missing:
-        raise ValueError(f"env: expected Gymnasium's MountainCar-v0, got {base!r}, which lacks {missing}.")
+    base = gymnasiums_own(env, "MountainCar-v0", ("force", "gravity", "max_position", "goal_velocity"))
     return _task(
         "MountainCar-v0",
         base,

@@ -6,6 +6,7 @@ from typing import Any
 
 from dilqr_rl.costs import QuadraticCost
 from dilqr_rl.envs.base import observation_is_state
+from dilqr_rl.envs.foreign import gymnasiums_own
 from dilqr_rl.envs.pendulum import PendulumDynamics, PendulumEnv
 from dilqr_rl.tasks import ControlTask
 
@@ -23,10 +24,7 @@ def pendulum_v1_task(env: Any) -> ControlTask:
     Raises:
         ValueError: it isn't a `Pendulum-v1`, or its physics are impossible.
     """
-    base = env.unwrapped
-    missing = [name for name in ("m", "l", "g", "dt", "max_torque") if not hasattr(base, name)]
-    if missing:
-        raise ValueError(f"env: expected Gymnasium's Pendulum-v1, got {base!r}, which lacks {missing}.")
+    base = gymnasiums_own(env, "Pendulum-v1", ("m", "l", "g", "dt", "max_torque"))
     return ControlTask(
         name="Pendulum-v1",
         dynamics=PendulumDynamics(base.m, base.l, base.g, time_step=base.dt),
