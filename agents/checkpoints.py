@@ -10,13 +10,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from gymnasium.spaces import Space
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import get_device
 
 from dilqr_rl.agents.cost_map import CostMap
-from dilqr_rl.agents.discrete import controls_of
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learnable import copy_values, parameter_values
 from dilqr_rl.agents.size_limit import SizeLimit
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _VERSION = "1"
-_UNITS = ("state_size", "control_size", "u_min", "u_max", "control_per_action")
+_UNITS = ("state_size", "control_size", "u_min", "u_max", "control_per_action", "discrete_controls")
 # Of a policy's classes, those that a checkpoint keeps by name; A2C brings the first with it.
 _OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     kind.__name__: kind for kind in (RMSpropTFLike, torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -58,11 +58,8 @@ class CheckpointError(ValueError):
 def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) -> None:
     """Write a policy; see `PlanningPolicy.save`."""
     refuse_unsound(path, policy)
-    more: dict[str, Any] = {}
     if policy.task.name in known_ids():
         _check_rebuilt(policy)
-    else:  # its spaces are all that can be told of it
-        more["spaces"] = [space_to_json(space) for space in (policy.observation_space, policy.action_space)]
     arguments = _network(policy)
     defaults = _network(_bare(type(policy), policy.task, policy.observation_space, policy.action_space))
     network = {name: value for name, value in arguments.items() if _is_plain(value)}
@@ -79,9 +76,20 @@ def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) ->
         "env_kwargs": dict(policy.task.env_kwargs),
         "settings": {name: _plain(value) for name, value in policy.settings.items()} | {"horizon": policy.problem.horizon},
         "network": network,
-        **more,
+        "spaces": _spaces(policy),
+        "units": _units(policy.task),
     }
     write_checkpoint(path, policy.checkpoint_format, config, policy.state_dict(), overwrite=overwrite)
+
+
+def _spaces(policy: PlanningPolicy) -> list[Any]:
+    """A policy's spaces; none where they have no words, and its environment can be made again."""
+    try:
+        return [space_to_json(space) for space in (policy.observation_space, policy.action_space)]
+    except ValueError:
+        if policy.task.name not in known_ids():
+            raise
+        return []
 
 
 def _network(policy: PlanningPolicy) -> dict[str, Any]:
@@ -141,11 +149,15 @@ def _act_alike(*models: tuple[ControlTask, ControlProblem]) -> bool:
         u = torch.randn(5, task.control_size, generator=generator, dtype=torch.float64)
         instance = bind(problem, x, None).at_first_step()
         results = (instance.step(x, u, 0), instance.stage_cost(x[:, None], u[:, None]), instance.terminal_cost(x))
-        found.append(([getattr(task, name) for name in _UNITS], results))
+        found.append((_units(task), results))
     (units, results), (other_units, other_results) = found
     same = all(torch.allclose(a, b, equal_nan=True) for a, b in zip(results, other_results, strict=True))
-    controls = [None if task.discrete_controls is None else controls_of(task).tolist() for task, _ in models]
-    return units == other_units and controls[0] == controls[1] and same
+    return units == other_units and same
+
+
+def _units(task: ControlTask) -> dict[str, Any]:
+    """What actions mean to a task, as JSON holds it."""
+    return {name: None if (value := getattr(task, name)) is None else np.asarray(value).tolist() for name in _UNITS}
 
 
 def load_policy(policy_class: type[Policy], path: str | Path, device: torch.device | str, task: ControlTask | None) -> Policy:
@@ -193,8 +205,8 @@ def _given_task(config: Mapping[str, Any], task: ControlTask) -> tuple[ControlTa
         raise ValueError(f"task: expected a ControlTask, got {task!r}")
     if task.name != config["env_id"]:
         raise ValueError(f"task: expected that of {config['env_id']!r}, got that of {task.name!r}")
-    if "spaces" not in config:
-        return (task, *_told_task(config)[1:])
+    if config["units"] != _units(task):
+        raise ValueError(f"task: expected one with {config['units']}, got one with {_units(task)}")
     observations, actions = (space_from_json(space) for space in config["spaces"])
     return task, observations, actions
 

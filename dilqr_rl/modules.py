@@ -62,9 +62,12 @@ def everywhere(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Te
 def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any) -> Any:
     """The module's result with other tensors, by the names of `tensors_of`; those that aren't named stay.
 
+    It may write into its arguments, which are copies.
+
     Torch's own handling of tied weights is off: it takes the parameters out of a module with two names. One thread at a time,
     since the module holds the other tensors for as long as the call takes.
     """
+    arguments = tuple(one.clone() if isinstance(one, Tensor) else one for one in arguments)
     if not tensors:
         return module(*arguments)
     with ONE_AT_A_TIME:

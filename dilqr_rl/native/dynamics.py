@@ -103,7 +103,7 @@ class CompiledDynamics(Stepper):
 def _in_torch(dynamics: Callable[..., Tensor], x: Tensor, u: Tensor) -> Tensor:
     """The torch function's result, in float64 whatever the type of its parameters."""
     if not isinstance(dynamics, nn.Module):
-        return dynamics(x, u)
+        return dynamics(x.clone(), u.clone())  # which it may write into
     following: Tensor = call_with(dynamics, doubles_of(dynamics), x, u)
     return following
 

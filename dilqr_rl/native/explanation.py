@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dilqr_rl.guess import finite
 from dilqr_rl.instance import bind, own_tensors
-from dilqr_rl.native.programs import traced
+from dilqr_rl.native.programs import structure_of, traced
 from dilqr_rl.native.tracing import UntraceableError
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.simulator import Simulator
@@ -61,6 +61,9 @@ def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
     count = sum(tensor.numel() for tensor in own_tensors(problem))
     if isinstance(problem.dynamics, Simulator):
         return Explanation(False, "its dynamics are a Simulator, which isn't made of PyTorch operations", 0, count)
+    unseen = structure_of(problem).watch.blind
+    if unseen is not None:
+        return Explanation(False, unseen, 0, count)
     try:
         model = traced(bind(problem, batch, None), batch, controls)
     except UntraceableError as error:

@@ -8,6 +8,7 @@ import pickle
 import stat
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -376,7 +377,24 @@ def test_a_policy_whose_task_nobody_knows_is_kept_without_its_model(tmp_path: Pa
     assert again.observation_space == policy.observation_space
     assert again.action_space == policy.action_space
     seen = np.array([0.99, 0.1, 0.0], np.float32)
-    assert np.array_equal(again.predict(seen)[0], policy.predict(seen)[0])
+    for kept in (again, MPCPolicy.load(tmp_path / "known.safetensors", task=task)):  # that one's id was known when it was saved
+        assert np.array_equal(kept.predict(seen)[0], policy.predict(seen)[0])
+    with pytest.raises(CheckpointError, match=r"task: expected one with .*'u_max': 2.0.*, got one with .*'u_max': 0.5"):
+        MPCPolicy.load(file, task=replace(task, u_max=0.5))
+
+
+def test_parts_of_an_observation_keep_their_order() -> None:
+    """Features stand in it."""
+    parts = OrderedDict((name, spaces.Box(-1.0, 1.0, (2,))) for name in ("state", "b", "a"))
+    found: Any = space_from_json(json.loads(json.dumps(space_to_json(spaces.Dict(parts)))))
+    assert list(found.spaces) == ["state", "b", "a"]
+
+
+def test_other_discrete_controls_than_the_environments_are_told_on_saving(tmp_path: Path) -> None:
+    env = gym.make("CartPole-v1")
+    swapped = replace(find_task(env), discrete_controls=[[10.0], [-10.0]])
+    with pytest.raises(ValueError, match="policy: expected the model of CartPole-v1, got one with other settings"):
+        MPCPolicy.for_env(env, task=swapped).save(tmp_path / "swapped.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,14 @@ def test_copies_and_pickles_of_an_environment_step_alike() -> None:
     following = env.step(action)[0]
     for twin in twins:
         np.testing.assert_array_equal(twin.step(action)[0], following)
+
+
+def test_dynamics_that_write_into_their_state_leave_the_callers_alone() -> None:
+    def pushed(x: Tensor, u: Tensor) -> Tensor:
+        x[..., 1] = x[..., 1] + 0.1 * u[..., 0]
+        return x
+
+    step = compile_dynamics(pushed, state_size=2, control_size=1)
+    x = np.array([1.0, 2.0])
+    assert np.array_equal(step(x, np.array([5.0])), [1.0, 2.5])
+    assert np.array_equal(x, [1.0, 2.0])

@@ -60,6 +60,13 @@ def test_what_stands_in_the_way_is_named_with_its_line(dynamics: Callable[..., A
     assert str(told) == f"PyTorch, which is slower than native code: {told.reason}"
 
 
+def test_what_cannot_be_watched_is_told() -> None:
+    numbers = iter(range(10**6))
+    told = explain(problem(lambda x, u: x + u + 0.0 * next(numbers)))
+    assert not told.native
+    assert "iterator" in told.reason
+
+
 def test_nothing_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
