@@ -1,10 +1,9 @@
-"""Demonstrations: episodes of somebody acting, in memory and in .npz files that hold plain arrays only."""
+"""Demonstrations: episodes of somebody acting, from arrays, files and folders; divided, cut and compared."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dilqr_rl.agents.archives import ArchiveError, read_arrays
-from dilqr_rl.agents.episode import DemonstrationsError, Episode, check_episode, fingerprint, flags, numbers
-from dilqr_rl.agents.files import write_whole
-from dilqr_rl.agents.tensor_files import TensorFileError, parse_json
+from dilqr_rl.agents.demonstration_files import Contents, read, write_archive, write_folder
+from dilqr_rl.agents.episode import Episode, check_episode, fingerprint, flags
+from dilqr_rl.agents.observations import DemonstrationsError, by_episode, checked, flat_part, numbers
+from dilqr_rl.checks import MOST, whole
 
 __all__ = ["Demonstrations", "DemonstrationsError", "Episode", "check_disjoint"]
-
-_FORMAT, _VERSION = "dilqr_rl demonstrations", 1
-_ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "truncated")
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Demonstrations:
     Attributes:
         env_id: its Gymnasium id.
         env_kwargs: what it was made with.
-        episodes: one after the other.
+        episodes: one after the other, of equal sizes and with the same named observations, if they have names.
         open_loop: whether each episode is one plan, made from its first observation and carried out as it was made; else each
             action answers the observation before it.
 
@@ -68,7 +64,7 @@ class Demonstrations:
     def from_arrays(
         cls,
         env_id: str,
-        observations: Sequence[ArrayLike] | NDArray[Any],
+        observations: Sequence[ArrayLike | Mapping[str, Any]] | NDArray[Any] | Mapping[str, Any],
         actions: Sequence[ArrayLike] | NDArray[Any],
         rewards: Sequence[ArrayLike] | NDArray[Any] | None = None,
         *,
@@ -76,28 +72,35 @@ class Demonstrations:
         truncated: ArrayLike | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
         open_loop: bool = False,
+        key: str | None = None,
     ) -> Demonstrations:
-        """Demonstrations from arrays in memory, which are copied.
+        """Demonstrations from arrays, which are copied unless they are read-only memory maps.
 
         Args:
             env_id: Gymnasium id of the environment that was acted in.
-            observations: N arrays (T+1, k), or one (N, T+1, k): the last one of an episode is what its last action led to.
+            observations: N arrays (T+1, k), or one (N, T+1, k): the last one of an episode is what its last action led to. Or
+                named ones (T+1, ...), such as states, goals and frames: a dictionary for each episode or for each of its steps,
+                or one dictionary for all. Learners read the state from the part "state", or from the one that `part` gives.
             actions: N arrays (T, m), or one (N, T, m).
             rewards: N arrays (T,), or one (N, T). Zeros if None: no learner here asks for them, but `returns` is 0 then.
             terminated: whether the environment ended an episode; (N,), or one for all.
             truncated: whether something else cut it off; (N,), or one for all. If None, wherever the environment didn't end it.
             env_kwargs: what the environment was made with.
             open_loop: see the class.
+            key: the part of named observations to keep, as arrays without a name; None: all.
 
         Raises:
-            DemonstrationsError: sizes that don't fit each other, or what is no number.
+            DemonstrationsError: sizes that don't fit each other, what is no number, or there is no such part.
         """
-        parts = _arrays_of({"observations": observations, "actions": actions, "rewards": rewards})
-        count = len(parts["actions"])
-        gains = parts.get("rewards") or [np.zeros(len(taken)) for taken in parts["actions"]]
+        seen = by_episode(observations)
+        count = _common_count({"observations": seen, "actions": actions, "rewards": rewards})
+        seen = [checked(f"observations[{i}]", one, key) for i, one in enumerate(seen)]
+        taken = [numbers(f"actions[{i}]", one, ndim=2) for i, one in enumerate(actions)]
+        given = [np.zeros(len(one)) for one in taken] if rewards is None else rewards
+        gains = [numbers(f"rewards[{i}]", one, ndim=1) for i, one in enumerate(given)]
         ended = flags("terminated", terminated, count)
         cut = ~ended if truncated is None else flags("truncated", truncated, count)
-        rows = zip(parts["observations"], parts["actions"], gains, ended.tolist(), cut.tolist(), strict=True)
+        rows = zip(seen, taken, gains, ended.tolist(), cut.tolist(), strict=True)
         return cls(env_id, dict(env_kwargs or {}), tuple(Episode(*row) for row in rows), open_loop)
 
     def split(
@@ -116,7 +119,8 @@ class Demonstrations:
         count = len(self)
         if count < 3:
             raise DemonstrationsError(
-                f"demonstrations: expected at least 3 episodes, to train, validate and test on different ones, got {count}."
+                f"demonstrations: expected at least 3 episodes, to train, validate and test on different ones, got {count}. "
+                "Cut a long one with `in_pieces`, or divide it with `split_in_time`."
             )
         order = np.random.default_rng(seed).permutation(count)
         if sizes is None:
@@ -143,8 +147,79 @@ class Demonstrations:
             first.setdefault(fingerprint(episode), episode)
         return replace(self, episodes=tuple(first.values()))
 
+    def part(self, key: str) -> Demonstrations:
+        """The same with one part of named observations, as arrays without a name: what the state is read from.
+
+        Raises:
+            DemonstrationsError: there is no such part, or its steps don't hold flat numbers.
+        """
+        return self._with(replace(one, observations=flat_part(one.observations, key)) for one in self.episodes)
+
+    def in_pieces(self, steps: int) -> Demonstrations:
+        """Each episode cut into one piece after the other: a long log as episodes that `split` can draw from.
+
+        Neighbouring pieces are much alike where the log is slow, and a random split may put one to train and one to test. To
+        hold out a stretch of time as a whole, use `split_in_time`.
+
+        Args:
+            steps: actions of each piece; what is left at an episode's end is a shorter one.
+
+        Raises:
+            DemonstrationsError: these are plans, of which pieces are none.
+        """
+        whole("steps", steps, "at least 1", most=MOST)
+        self._check_closed("in_pieces")
+        return self._with(one.between(i, min(i + steps, len(one))) for one in self.episodes for i in range(0, len(one), steps))
+
+    def split_in_time(
+        self, validation: float = 0.2, test: float = 0.2
+    ) -> tuple[Demonstrations, Demonstrations, Demonstrations]:
+        """Training, validation and test parts of each episode, in the order of time: for one long log.
+
+        Args:
+            validation: share of each episode's actions, which come after those to train on.
+            test: share of the last ones.
+
+        Raises:
+            DemonstrationsError: these are plans, of which parts are none; shares that leave a part without a step.
+        """
+        self._check_closed("split_in_time")
+        if not (validation > 0 and test > 0 and validation + test < 1):
+            raise DemonstrationsError(
+                f"validation, test: expected two shares above 0 that leave some to train on, got {validation} and {test}."
+            )
+        return tuple(self.in_time([0.0, 1 - validation - test, 1 - test, 1.0]))  # type: ignore[return-value]
+
+    def in_time(self, shares: Sequence[float]) -> list[Demonstrations]:
+        """Each episode's actions between one share of them and the next, one set for each pair of neighbours.
+
+        Raises:
+            DemonstrationsError: an episode is too short.
+        """
+        parts = []
+        for start, stop in itertools.pairwise(shares):
+            ends = [(round(start * len(one)), round(stop * len(one))) for one in self.episodes]
+            short = next((len(one) for one, (first, end) in zip(self.episodes, ends, strict=True) if first >= end), None)
+            if short is not None:
+                raise DemonstrationsError(
+                    f"demonstrations: expected episodes long enough to be divided in time at shares of {list(shares)}, got "
+                    f"one of {short} actions. Leave it out, or divide whole episodes with `split`."
+                )
+            parts.append(self._with(one.between(*cut) for one, cut in zip(self.episodes, ends, strict=True)))
+        return parts
+
+    def _check_closed(self, what: str) -> None:
+        if self.open_loop:
+            raise DemonstrationsError(
+                f"demonstrations: {what} expects actions that answer observations, got plans that were carried out as made "
+                "(open_loop). Divide whole ones with `split`."
+            )
+
+    def _with(self, episodes: Iterable[Episode]) -> Demonstrations:
+        return replace(self, episodes=tuple(episodes))
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an .npz file, whole or not at all.
+        """Write a .npz file, whole or not at all.
 
         Equal ones give equal bytes.
 
@@ -152,55 +227,36 @@ class Demonstrations:
             FileExistsError: the file exists and `overwrite` is false.
             DemonstrationsError: somebody has written NaN or infinity into the arrays.
         """
+        write_archive(path, self._contents(), overwrite=overwrite)
+
+    def save_folder(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a folder of .npy files, whole or not at all: for more than memory holds.
+
+        `load` maps them into memory instead of reading them; what nobody looks at, such as frames, stays on the disk.
+
+        Raises:
+            FileExistsError: the folder exists and `overwrite` is false, or it holds something else than demonstrations.
+            DemonstrationsError: somebody has written NaN or infinity into the arrays.
+        """
+        write_folder(path, self._contents(), overwrite=overwrite)
+
+    def _contents(self) -> Contents:
         for number, episode in enumerate(self.episodes):
             check_episode(number, episode, self.episodes[0])
-        header = {"format": _FORMAT, "version": _VERSION, "env_id": self.env_id, "env_kwargs": dict(self.env_kwargs)}
-        header["open_loop"] = self.open_loop
-        arrays = {
-            "header": np.array(json.dumps(header, default=float)),
-            "observations": np.concatenate([episode.observations for episode in self.episodes]),
-            "actions": np.concatenate([episode.actions for episode in self.episodes]),
-            "rewards": np.concatenate([episode.rewards for episode in self.episodes]),
-            "lengths": np.array([len(episode) for episode in self.episodes]),
-            "terminated": np.array([episode.terminated for episode in self.episodes]),
-            "truncated": np.array([episode.truncated for episode in self.episodes]),
-        }
-
-        def write(file: Path) -> None:
-            with file.open("wb") as stream:
-                np.savez_compressed(stream, allow_pickle=False, **arrays)
-
-        write_whole(path, write, overwrite=overwrite)
+        return Contents(self.env_id, dict(self.env_kwargs), self.open_loop, self.episodes)
 
     @classmethod
     def load(cls, path: str | Path) -> Demonstrations:
-        """Read what `save` wrote; pickled objects are refused.
+        """Read what `save` or `save_folder` wrote; pickled objects are refused. The arrays of a folder stay there, read-only.
 
         Raises:
             FileNotFoundError: there is no such file.
             DemonstrationsError: the file is something else, is damaged, or of another version.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: there is no such file.")
+        found = read(Path(path))
         try:
-            arrays = read_arrays(Path(path), ("header", *_ARRAYS))
-            header = parse_json(str(arrays.pop("header")))
-        except (ArchiveError, TensorFileError) as error:
-            raise DemonstrationsError(
-                f"{path}: expected an .npz file as `dilqr expert` writes it, got something else or a damaged one ({error}). "
-                "Pickled objects are never read; make a file with `dilqr expert`."
-            ) from error
-        if not isinstance(header, dict) or header.get("format") != _FORMAT or header.get("version") != _VERSION:
-            came = header if not isinstance(header, dict) else {key: header.get(key) for key in ("format", "version")}
-            raise DemonstrationsError(f"{path}: expected format {_FORMAT!r}, version {_VERSION}, got {came}.")
-        try:
-            open_loop = header.get("open_loop", False)  # older files hold closed loops, and no such key
-            if not isinstance(open_loop, bool):
-                raise DemonstrationsError(f"open_loop: expected true or false, got {open_loop!r}.")
-            if not isinstance(header["env_id"], str):
-                raise DemonstrationsError(f"env_id: expected a text, got {header['env_id']!r}.")
-            return cls(header["env_id"], dict(header["env_kwargs"]), _cut(arrays), open_loop)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError) as error:
+            return cls(found.env_id, found.env_kwargs, found.episodes, found.open_loop)
+        except DemonstrationsError as error:
             raise DemonstrationsError(f"{path}: damaged or made by hand: {error}") from error
 
 
@@ -224,16 +280,12 @@ def check_disjoint(**sets: Demonstrations) -> None:
             )
 
 
-def _arrays_of(columns: Mapping[str, Sequence[Any] | NDArray[Any] | None]) -> dict[str, list[NDArray[np.floating[Any]]]]:
-    """The arrays of each column, one per episode, but none of a column that isn't there."""
-    given = {name: column for name, column in columns.items() if column is not None}
-    counts = {name: len(column) for name, column in given.items()}
+def _common_count(columns: Mapping[str, Any]) -> int:
+    """How many episodes every column has that is there."""
+    counts = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(counts.values())) > 1:
         raise DemonstrationsError(f"episodes: expected equally many in every argument, got {counts}.")
-    return {
-        name: [numbers(f"{name}[{i}]", part, ndim=1 if name == "rewards" else 2) for i, part in enumerate(column)]
-        for name, column in given.items()
-    }
+    return counts["actions"]
 
 
 def _check_sizes(sizes: tuple[int, int, int], count: int) -> tuple[int, int, int]:
@@ -244,29 +296,3 @@ def _check_sizes(sizes: tuple[int, int, int], count: int) -> tuple[int, int, int
     if sum(sizes) > count:
         raise DemonstrationsError(f"sizes: expected at most {count} episodes in all, as many as there are, got {sizes}.")
     return sizes
-
-
-def _cut(arrays: Mapping[str, NDArray[Any]]) -> tuple[Episode, ...]:
-    lengths = arrays["lengths"]
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
-        raise DemonstrationsError(f"lengths: expected positive integers (episodes,), got {lengths!r}.")
-    count, steps = len(lengths), sum(lengths.tolist())  # Python's integers don't overflow
-    expected = {"observations": steps + count, "actions": steps, "rewards": steps, "terminated": count, "truncated": count}
-    for name, rows in expected.items():
-        if arrays[name].ndim == 0 or len(arrays[name]) != rows:
-            raise DemonstrationsError(
-                f"{name}: expected {rows} rows for {count} episodes of {steps} steps, got shape {arrays[name].shape}."
-            )
-    observations, actions, rewards = (numbers(name, arrays[name], arrays[name].ndim) for name in _ARRAYS[:3])
-    terminated, truncated = (flags(name, arrays[name], count).tolist() for name in ("terminated", "truncated"))
-    ends = itertools.accumulate(lengths.tolist())
-    return tuple(
-        Episode(
-            observations=observations[end - length + i : end + i + 1],
-            actions=actions[end - length : end],
-            rewards=rewards[end - length : end],
-            terminated=terminated[i],
-            truncated=truncated[i],
-        )
-        for i, (length, end) in enumerate(zip(lengths.tolist(), ends, strict=True))
-    )

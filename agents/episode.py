@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["DemonstrationsError", "Episode", "check_episode", "fingerprint", "flags", "numbers"]
+from dilqr_rl.agents.observations import DemonstrationsError, Observations, each_part, flat_part, named_parts
 
+__all__ = ["Episode", "check_episode", "fingerprint", "flags"]
 
-class DemonstrationsError(ValueError):
-    """A file holds no demonstrations of this format, or damaged ones, or demonstrations don't fit what they are used for."""
+_ROWS = 4096  # of an array that may lie in a file, looked at at once
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class Episode:
     """One episode of T actions.
 
     Attributes:
-        observations: (T+1, k).
+        observations: (T+1, k), or named arrays (T+1, ...): states, goals, frames.
         actions: (T, m), as the environment took them.
         rewards: (T,).
         terminated: whether the environment ended it.
-        truncated: whether a time limit cut it off.
+        truncated: whether a time limit, or a cut, ended it.
     """
 
-    observations: NDArray[np.floating[Any]]
+    observations: Observations
     actions: NDArray[np.floating[Any]]
     rewards: NDArray[np.floating[Any]]
     terminated: bool
@@ -37,56 +38,55 @@ class Episode:
     def __len__(self) -> int:
         return len(self.actions)
 
+    @property
+    def state_observations(self) -> NDArray[Any]:
+        """What the state is read from, (T+1, k): of named observations the "state".
+
+        Raises:
+            DemonstrationsError: none of them has this name, or its steps don't hold flat numbers.
+        """
+        return flat_part(self.observations)
+
+    def between(self, first: int, end: int) -> Episode:
+        """The actions from `first` to before `end`, with the observations around them; truncated, unless that is its end."""
+        last = end == len(self)
+        return Episode(
+            each_part(self.observations, lambda part: part[first : end + 1]),
+            self.actions[first:end],
+            self.rewards[first:end],
+            self.terminated and last,
+            self.truncated if last else True,
+        )
+
 
 def fingerprint(episode: Episode) -> bytes:
     """What is equal for observations and actions that are equal as float32, whatever the sign of a zero."""
     digest = hashlib.sha256()
-    for array in (episode.observations, episode.actions):
-        digest.update(repr(array.shape).encode())
-        digest.update((array.astype(np.float32) + 0.0).tobytes())
+    named = isinstance(episode.observations, dict)
+    for name, array in (*sorted(named_parts(episode.observations).items()), ("actions", episode.actions)):
+        digest.update(repr((name, array.shape) if named else array.shape).encode())
+        for rows in _in_rows(array):
+            digest.update((rows.astype(np.float32) + 0.0 if rows.dtype.kind == "f" else rows).tobytes())
     return digest.digest()
 
 
 def check_episode(number: int, episode: Episode, first: Episode) -> None:
     """Raise `DemonstrationsError` if an episode isn't of the sizes of the first one, or holds what isn't finite."""
-    steps = len(episode)
-    shapes = {
-        "observations": (episode.observations.shape, (steps + 1, *first.observations.shape[1:])),
-        "actions": (episode.actions.shape, (steps, *first.actions.shape[1:])),
-        "rewards": (episode.rewards.shape, (steps,)),
-    }
-    for name, (came, expected) in shapes.items():
-        if came != expected or (name != "rewards" and len(came) != 2):
-            one_short = name == "observations" and came == (steps, *expected[1:])
+    steps, parts, alike = len(episode), named_parts(episode.observations), named_parts(first.observations)
+    if parts.keys() != alike.keys() or not parts:
+        raise DemonstrationsError(f"episode {number}: expected {sorted(alike)}, as the first one has, got {sorted(parts)}.")
+    flat = {"actions"} if isinstance(episode.observations, dict) else {"actions", "observations"}
+    expected = {name: (steps + 1, *part.shape[1:]) for name, part in alike.items()}
+    expected |= {"actions": (steps, *first.actions.shape[1:]), "rewards": (steps,)}
+    for name, part in {**parts, "actions": episode.actions, "rewards": episode.rewards}.items():
+        if part.shape != expected[name] or (name in flat and part.ndim != 2):
+            one_short = name in parts and part.shape == (steps, *expected[name][1:])
             hint = " An episode has one observation more than actions: add the one after the last action." if one_short else ""
-            raise DemonstrationsError(f"episode {number}: expected {name} of shape {expected}, got {came}.{hint}")
-        if not np.isfinite(getattr(episode, name)).all():
+            raise DemonstrationsError(f"episode {number}: expected {name} of shape {expected[name]}, got {part.shape}.{hint}")
+        if part.dtype.kind == "f" and not all(np.isfinite(rows).all() for rows in _in_rows(part)):
             raise DemonstrationsError(f"episode {number}: {name} hold NaN or infinity.")
     if steps == 0:
         raise DemonstrationsError(f"episode {number}: expected at least one action, got none.")
-
-
-def numbers(name: str, value: ArrayLike, ndim: int) -> NDArray[np.floating[Any]]:
-    """A copy of an array of numbers, in a type that torch has; whole numbers become float64."""
-    try:
-        array = np.array(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DemonstrationsError(f"{name}: expected an array of numbers: {error}") from error
-    if array.dtype.kind not in "fiu":
-        raise DemonstrationsError(
-            f"{name}: expected an array of numbers, got {type(value).__name__} with elements of type {array.dtype}. "
-            "Of dictionaries, give the part that the state can be read from."
-        )
-    if array.ndim != ndim:
-        axes = "one axis, steps" if ndim == 1 else "two axes, steps and components"
-        raise DemonstrationsError(f"{name}: expected {axes}, got shape {array.shape}.{_hint(array.ndim, ndim)}")
-    return array if array.dtype in (np.float16, np.float32, np.float64) else array.astype(_native(array.dtype))
-
-
-def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The floating-point type for numbers of a type: the same in the machine's byte order, or float64."""
-    same = dtype.newbyteorder("=")
-    return same if same in (np.float16, np.float32, np.float64) else np.dtype(np.float64)
 
 
 def flags(name: str, value: ArrayLike, count: int) -> NDArray[np.bool_]:
@@ -97,7 +97,6 @@ def flags(name: str, value: ArrayLike, count: int) -> NDArray[np.bool_]:
     return np.broadcast_to(array, (count,))
 
 
-def _hint(came: int, expected: int) -> str:
-    if expected == 2 and came == 1:
-        return " For one number per step give array[:, None], for a single episode [array]."
-    return " Keep, of each step, the numbers that the state can be read from." if came > expected else ""
+def _in_rows(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Some rows after the others, so that a file is never in memory as a whole."""
+    return (array[start : start + _ROWS] for start in range(0, max(1, len(array)), _ROWS))

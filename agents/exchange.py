@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, Episode
 from dilqr_rl.agents.environments import make_env
+from dilqr_rl.agents.observations import nested
 from dilqr_rl.agents.origin import arguments_of
 
 __all__ = ["from_imitation", "from_minari", "to_imitation", "to_minari"]
@@ -27,17 +28,19 @@ _HEADER = "dilqr_rl"  # our own entry among the metadata of a Minari data set
 _CUT_OFF = "TimeLimit.truncated"  # Stable-Baselines3's name for it in an info
 
 
-def from_minari(dataset: Any, env_id: str | None = None) -> Demonstrations:
+def from_minari(dataset: Any, env_id: str | None = None, *, key: str | None = None) -> Demonstrations:
     """The episodes of a Minari data set.
 
     Args:
         dataset: a `minari.MinariDataset`, or the id of one that lies on this machine.
         env_id: of the environment, needed where the data set doesn't say.
+        key: of observations that are dictionaries, as those of robots and mazes are, the part to keep, such as "observation";
+            "achieved_goal/kettle" is one within another. None: all.
 
     Raises:
         ImportError: Minari, or what it reads the data set with, isn't installed.
         DemonstrationsError: there is no such data set, or it can't be read; it is of another environment, or of none and
-            `env_id` is None; its observations or actions aren't flat arrays of numbers.
+            `env_id` is None; its observations have no such part; they or its actions aren't arrays of numbers.
     """
     named_here = dataset if isinstance(dataset, str) else getattr(dataset, "id", dataset)
     try:
@@ -66,6 +69,7 @@ def from_minari(dataset: Any, env_id: str | None = None) -> Demonstrations:
         **ends,
         env_kwargs=env_kwargs,
         open_loop=open_loop,
+        key=key,
     )
 
 
@@ -112,7 +116,12 @@ def to_minari(demonstrations: Demonstrations, dataset_id: str, **metadata: Any) 
 
 
 def from_imitation(
-    trajectories: Iterable[Any], env_id: str, env_kwargs: Mapping[str, Any] | None = None, *, open_loop: bool = False
+    trajectories: Iterable[Any],
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    open_loop: bool = False,
+    key: str | None = None,
 ) -> Demonstrations:
     """Episodes from trajectories of `imitation`, or what has their attributes: obs, acts, terminal, and maybe rews and infos.
 
@@ -124,9 +133,11 @@ def from_imitation(
         env_id: of the environment, which trajectories don't name.
         env_kwargs: what it was made with.
         open_loop: see `Demonstrations`.
+        key: of observations that are dictionaries, the part to keep; None: all.
 
     Raises:
-        DemonstrationsError: it is something else, or its observations or actions aren't flat arrays of numbers.
+        DemonstrationsError: it is something else; its observations have no such part; they or its actions aren't arrays of
+            numbers.
     """
     given = list(trajectories)
     for number, one in enumerate(given):
@@ -144,6 +155,7 @@ def from_imitation(
         terminated=np.array([bool(one.terminal) and not _cut_off(one) for one in given], dtype=bool),
         env_kwargs=env_kwargs,
         open_loop=open_loop,
+        key=key,
     )
 
 
@@ -155,10 +167,10 @@ def to_imitation(demonstrations: Demonstrations) -> list[Any]:
     Raises:
         ImportError: `imitation` isn't installed.
     """
-    make = _optional("imitation.data.types").TrajectoryWithRew
+    types = _optional("imitation.data.types")
     return [
-        make(
-            obs=episode.observations,
+        types.TrajectoryWithRew(
+            obs=types.maybe_wrap_in_dictobs(nested(episode.observations)),
             acts=episode.actions,
             rews=episode.rewards,
             infos=_infos(episode),
@@ -224,7 +236,7 @@ def _header(demonstrations: Demonstrations) -> dict[str, Any]:
 def _buffer(episode: Episode) -> Any:
     last = np.arange(len(episode)) == len(episode) - 1
     return _optional("minari.data_collector").EpisodeBuffer(
-        observations=episode.observations,
+        observations=nested(episode.observations),
         actions=episode.actions,
         rewards=episode.rewards,
         terminations=last & episode.terminated,
@@ -240,23 +252,39 @@ def _make_if_known(demonstrations: Demonstrations) -> gym.Env[Any, Any] | None:
         return None
 
 
-def _spaces(demonstrations: Demonstrations, env: gym.Env[Any, Any] | None) -> tuple[spaces.Box, spaces.Box]:
+def _spaces(demonstrations: Demonstrations, env: gym.Env[Any, Any] | None) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Spaces of observations and actions, of the data's own precision."""
     first = demonstrations.episodes[0]
+    data = nested(first.observations)
     if env is None:
-        return _box(None, first.observations), _box(None, first.actions)
-    came = (first.observations.shape[1:], first.actions.shape[1:])
-    expected = (env.observation_space.shape, env.action_space.shape)
+        return _space(None, data), _space(None, first.actions)
+    came = (_shapes(data), first.actions.shape[1:])
+    expected = (_shapes(env.observation_space), env.action_space.shape)
     if came != expected:
         raise DemonstrationsError(
             f"demonstrations: expected observations and actions of shapes {expected}, as {demonstrations.env_id} has them, "
             f"got {came}."
         )
-    return _box(env.observation_space, first.observations), _box(env.action_space, first.actions)
+    return _space(env.observation_space, data), _space(env.action_space, first.actions)
+
+
+def _shapes(what: Any) -> Any:
+    """Of one step's arrays in data, or in a space; by name, where they have names."""
+    if isinstance(what, spaces.Dict | dict):
+        return {name: _shapes(part) for name, part in sorted(what.items())}
+    return what.shape[1:] if isinstance(what, np.ndarray) else what.shape
+
+
+def _space(space: Any, data: Any) -> spaces.Space[Any]:
+    if isinstance(data, dict):
+        return spaces.Dict({name: _space(None if space is None else space[name], part) for name, part in data.items()})
+    return _box(space, data)
 
 
 def _box(space: gym.Space[Any] | None, data: NDArray[Any]) -> spaces.Box:
     dtype: Any = data.dtype.type
+    if data.dtype.kind != "f":
+        return spaces.Box(0, 255 if dtype is np.uint8 else 1, data.shape[1:], np.uint8 if dtype is np.uint8 else np.int8)
     if not isinstance(space, spaces.Box):
         return spaces.Box(-np.inf, np.inf, data.shape[1:], dtype)
     return spaces.Box(space.low.astype(dtype), space.high.astype(dtype), dtype=dtype)

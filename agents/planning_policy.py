@@ -29,10 +29,12 @@ from dilqr_rl.agents.environments import as_task, calling_algorithm
 from dilqr_rl.agents.health import SolverHealth
 from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.agents.names import refuse_unknown_names
+from dilqr_rl.agents.observations import STATE
 from dilqr_rl.agents.plan_state import PlanState, State, last_plans
 from dilqr_rl.agents.rates import make_optimiser
-from dilqr_rl.agents.spaces import STATE, check_spaces, state_box, state_part
-from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_actions, refuse_changed_observations, task_of
+from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
+from dilqr_rl.agents.wrapped_actions import refuse_changed_actions
+from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations, task_of
 from dilqr_rl.checks import number, plain
 from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from dilqr_rl.agents.demonstrations import Demonstrations, Episode
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learners import Learner
+from dilqr_rl.agents.observations import by_episode, checked, stacked
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import fitted
@@ -68,7 +70,7 @@ class _Run:
     """One environment and its episode so far."""
 
     env: gym.Env[Any, Any]
-    observations: list[NDArray[Any]]
+    observations: list[Any]
     actions: list[NDArray[Any]] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     terminated: bool = False
@@ -76,15 +78,15 @@ class _Run:
 
     def step(self, action: NDArray[Any]) -> bool:
         observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
-        self.observations.append(np.array(observation))  # copies, for environments that reuse their arrays
+        self.observations.append(copy.deepcopy(observation))  # for environments that reuse their arrays
         self.actions.append(np.array(action, ndmin=1))  # of a discrete one its number
         self.rewards.append(float(reward))
         return not (self.terminated or self.truncated)
 
     def episode(self) -> Episode:
-        return Episode(
-            np.array(self.observations), np.array(self.actions), np.array(self.rewards), self.terminated, self.truncated
-        )
+        seen = stacked(self.observations)
+        parts = checked("observations", by_episode([seen])[0]) if isinstance(seen, dict) else seen
+        return Episode(parts, np.array(self.actions), np.array(self.rewards), self.terminated, self.truncated)
 
 
 def roll_out(
@@ -113,7 +115,7 @@ def roll_out(
     runs = []
     for number in range(episodes):
         env = make_env(env_id, env_kwargs)
-        runs.append(_Run(env, [env.reset(seed=seed + number)[0]]))
+        runs.append(_Run(env, [copy.deepcopy(env.reset(seed=seed + number)[0])]))
     tally = _Tally()
     try:
         _run(policy, runs, tally, on_step or (lambda _: None))
@@ -124,9 +126,7 @@ def roll_out(
     return RollOuts(found, float(np.median(tally.seconds)), tally.mean(tally.converged), tally.mean(tally.iterations))
 
 
-def record(
-    env: gym.Env[Any, Any], policy: Callable[[NDArray[Any]], ArrayLike] | Any, *, episodes: int, seed: int = 0
-) -> Demonstrations:
+def record(env: gym.Env[Any, Any], policy: Callable[[Any], ArrayLike] | Any, *, episodes: int, seed: int = 0) -> Demonstrations:
     """Run anybody's policy in anybody's environment, made and wrapped as they like, one episode after the other.
 
     Observations and actions are recorded as the outermost wrapper gives and takes them; `env_kwargs` tell how the environment
@@ -137,14 +137,14 @@ def record(
     Args:
         env: one that ends its episodes, by itself or by a time limit.
         policy: with a method `predict` like Stable-Baselines3's (the deterministic actions are taken), or a function of an
-            observation (k,) that returns an action (m,).
+            observation (k,), or of the dictionary that the environment gives, that returns an action (m,).
         episodes: how many; episode i is reset with seed + i.
         seed: of the first.
 
     Raises:
-        ValueError: the environment is a batch or has no id, or its observations or actions aren't flat boxes; the policy is
-            none, its model doesn't read these observations, or its actions aren't in the action space; no episode is asked
-            for.
+        ValueError: the environment is a batch or has no id, its observations aren't a flat box or a dictionary of arrays, or
+            its actions aren't a flat box; the policy is none, its model doesn't read these observations, or its actions aren't
+            in the action space; no episode is asked for.
     """
     episodes, seed = _checked_numbers(episodes, seed)
     _check_recordable(env)
@@ -152,7 +152,7 @@ def record(
     runs = []
     for number in range(episodes):
         decide = _decider(policy)
-        run = _Run(env, [np.array(env.reset(seed=seed + number)[0])])
+        run = _Run(env, [copy.deepcopy(env.reset(seed=seed + number)[0])])
         while run.step(_checked_action(decide(run.observations[-1]), env)):
             pass
         runs.append(run)
@@ -175,10 +175,10 @@ def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, see
     episodes, seed = _checked_numbers(episodes, seed)
     _check_recordable(env)
     refuse_changed_observations(env, learner.task)
-    starts = np.stack([np.array(env.reset(seed=seed + number)[0]) for number in range(episodes)])
+    starts = stacked([copy.deepcopy(env.reset(seed=seed + number)[0]) for number in range(episodes)])
     runs = []
     for number, controls in enumerate(learner.plan(starts)):
-        run = _Run(env, [np.array(env.reset(seed=seed + number)[0])])
+        run = _Run(env, [copy.deepcopy(env.reset(seed=seed + number)[0])])
         for step, action in enumerate(learner.as_actions(controls), start=1):
             if not run.step(_checked_action(action, env)) and step < len(controls):
                 raise ValueError(
@@ -202,11 +202,22 @@ def _check_recordable(env: gym.Env[Any, Any]) -> None:
             f"env: expected one made by gymnasium.make, so that it has an id, got {env!r}. Register its class with "
             "gymnasium.register, then make it by its id."
         )
+    named = isinstance(env.observation_space, spaces.Dict)
     for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        if not (named and name == "observations" and _is_of_arrays(space)) and not _is_flat(space):
             how = "gymnasium.wrappers.FlattenObservation, or one that keeps what the state can be read from"
             what_to_do = f"Wrap it in {how}." if name == "observations" else "Plans are made of real numbers."
             raise ValueError(f"env: expected flat {name}, a Box of one axis, got {space}. {what_to_do}")
+
+
+def _is_flat(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 1
+
+
+def _is_of_arrays(space: spaces.Space[Any]) -> bool:
+    if isinstance(space, spaces.Dict):
+        return all(map(_is_of_arrays, space.spaces.values()))
+    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
 
 
 def _check_reader(env: gym.Env[Any, Any], policy: Any) -> None:
@@ -229,16 +240,16 @@ def _has_model(env: gym.Env[Any, Any]) -> bool:
     return True
 
 
-def _decider(policy: Any) -> Callable[[NDArray[Any]], ArrayLike]:
+def _decider(policy: Any) -> Callable[[Any], ArrayLike]:
     """How a policy decides during one episode, whose state it carries along."""
     if not hasattr(policy, "predict"):
         if not callable(policy):
             raise ValueError(f"policy: expected a function or an object with a method predict, got {policy!r}.")
-        decide: Callable[[NDArray[Any]], ArrayLike] = policy
+        decide: Callable[[Any], ArrayLike] = policy
         return decide
     state, start = None, np.ones(1, dtype=bool)
 
-    def predict(observation: NDArray[Any]) -> ArrayLike:
+    def predict(observation: Any) -> ArrayLike:
         nonlocal state, start
         action, state = policy.predict(observation, state, start, deterministic=True)
         start = np.zeros(1, dtype=bool)
@@ -260,7 +271,7 @@ def _checked_action(action: ArrayLike, env: gym.Env[Any, Any]) -> NDArray[Any]:
 def _run(policy: BasePolicy | Learner, runs: list[_Run], tally: _Tally, on_step: Callable[[int], None]) -> None:
     going, state, start = runs, None, np.ones(len(runs), dtype=bool)
     while going:
-        seen = np.stack([run.observations[-1] for run in going])
+        seen = stacked([run.observations[-1] for run in going])
         began = time.perf_counter()
         if isinstance(policy, PlanningPolicy):
             actions, state, plan = policy.act(seen, state, start)

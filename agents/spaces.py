@@ -12,12 +12,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from dilqr_rl.agents.discrete import refuse_unlike
+from dilqr_rl.agents.observations import STATE
 from dilqr_rl.instance import bind
 from dilqr_rl.tasks import ControlTask
 
-__all__ = ["STATE", "check_spaces", "fitted", "has_all_actions", "state_box", "state_part"]
-
-STATE = "state"  # of a Dict observation, what plans start from
+__all__ = ["check_spaces", "fitted", "has_all_actions", "state_box", "state_part"]
 
 
 def state_part(observation: PyTorchObs) -> Tensor:

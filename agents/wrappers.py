@@ -18,16 +18,18 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorObservationWrapper, VectorWrapper
-from gymnasium.wrappers import ClipAction, MaxAndSkipObservation, NormalizeObservation
+from gymnasium.wrappers import MaxAndSkipObservation, NormalizeObservation
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecExtractDictObs
 
 from dilqr_rl.agents.environments import make_env
-from dilqr_rl.agents.spaces import STATE, has_all_actions
+from dilqr_rl.agents.layers import copied, found_in, wrappers
+from dilqr_rl.agents.observations import STATE
 from dilqr_rl.agents.vector_env import SB3VecEnv
+from dilqr_rl.agents.wrapped_actions import refuse_actions_elsewhere, refuse_changed_actions
 from dilqr_rl.tasks import ControlTask, find_task, model_environment
 
-__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_actions", "refuse_changed_observations", "task_of"]
+__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_observations", "task_of"]
 
 _NORMALISED = "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
 _SHOWN = 8  # observations, to see whether a wrapper changes them
@@ -67,24 +69,6 @@ def changed_observations(env: gym.Env[Any, Any], task: ControlTask | None = None
     """Which wrapper changes what the environment's model reads, how, and what to do, as an error says it; "" if none does."""
     base = model_environment(env)
     return _told(base, _inside(env, base)) if task is None or _reads_as(task, base) else ""
-
-
-def refuse_changed_actions(env: gym.Env[Any, Any], task: ControlTask) -> None:
-    """Raise a ValueError where a wrapper gives actions another meaning than a model's, which its bounds don't show.
-
-    Limits within the environment's own are a person's choice; an environment that scales its actions has others for the model,
-    unless its actions reach from end to end of the model's. Discrete ones mean what a task says.
-    """
-    if isinstance(env.action_space, spaces.Discrete):
-        return
-    for one in _wrappers(env, model_environment(env)):
-        changes = isinstance(one, gym.ActionWrapper) and one.action_space != one.env.action_space
-        if changes and not isinstance(one, ClipAction) and not has_all_actions(task, one.action_space):
-            raise ValueError(
-                f"env: expected actions as {task.name}'s model has them, got them changed by {type(one).__name__}, to "
-                f"{env.action_space}. Set the task's u_min, u_max and control_per_action to these from end to end, or rescale "
-                "them to the model's."
-            )
 
 
 class AlgorithmsStates:
@@ -174,6 +158,8 @@ def _refuse_from_outside(inner: Any, around: list[_Layer], task: ControlTask, fl
         return
     with closing(own):
         base = model_environment(own)
+        if isinstance(inner, VecEnv):
+            refuse_actions_elsewhere(inner, base.action_space, task)
         hidden = flat and isinstance(inner, VecEnv) and any(inner.env_is_wrapped(gym.ObservationWrapper))
         name = "an ObservationWrapper" if hidden else "a wrapper"
         within = _Layer(f"{name} in another process", _single_space(inner), None if hidden else _as_it_is)
@@ -183,7 +169,7 @@ def _refuse_from_outside(inner: Any, around: list[_Layer], task: ControlTask, fl
 
 
 def _is_normalised(env: gym.Env[Any, Any]) -> bool:
-    return any(isinstance(one, NormalizeObservation) for one in _wrappers(env, env.unwrapped))
+    return any(isinstance(one, NormalizeObservation) for one in wrappers(env, env.unwrapped))
 
 
 def _told(base: gym.Env[Any, Any], layers: list[_Layer]) -> str:
@@ -242,22 +228,13 @@ def _passed_on(layer: _Layer, seen: list[Any] | None) -> list[Any] | None:
         return None
 
 
-def _wrappers(env: Any, base: Any) -> list[Any]:
-    """From the inside, those that are around `base`."""
-    found = []
-    while env is not base:
-        found.append(env)
-        env = env.env
-    return found[::-1]
-
-
 def _inside(env: gym.Env[Any, Any], base: gym.Env[Any, Any]) -> list[_Layer]:
     """The wrappers of one environment."""
     found = []
-    for one in _wrappers(env, base):
+    for one in wrappers(env, base):
         change: Callable[[Any], Any] | None = _as_it_is
         if isinstance(one, gym.ObservationWrapper):
-            change = _copied(one, "observation")
+            change = copied(one, "observation")
         elif isinstance(one, MaxAndSkipObservation) or one.observation_space != one.env.observation_space:
             change = None
         found.append(_Layer(type(one).__name__, one.observation_space, change))
@@ -281,7 +258,7 @@ def _change_of_batch(wrapper: Any, inner: Any) -> Callable[[Any], Any] | None:
     if isinstance(wrapper, VecExtractDictObs):
         return lambda seen: seen[wrapper.key]
     if isinstance(wrapper, VectorObservationWrapper):
-        change = _copied(wrapper, "observations")
+        change = copied(wrapper, "observations")
         return change and (lambda seen: change(np.stack([seen] * wrapper.num_envs))[0])
     return _as_it_is if _single_space(wrapper) == _single_space(inner) else None
 
@@ -301,32 +278,10 @@ def _as_it_is(seen: Any) -> Any:
     return seen
 
 
-def _copied(wrapper: Any, method: str) -> Callable[[Any], Any] | None:
-    """A method of a copy of a wrapper around the same environment, so that its own counts and queues stay as they are."""
-    kept, inner = {}, wrapper.env
-    while True:
-        kept[id(inner)] = inner
-        if not hasattr(inner, "env"):
-            break
-        inner = inner.env
-    try:
-        found: Callable[[Any], Any] = getattr(copy.deepcopy(wrapper, kept), method)
-    except Exception:  # whatever a wrapper of anybody's holds that can't be copied
-        return None
-    return found
-
-
 def _reads_as(task: ControlTask, base: gym.Env[Any, Any]) -> bool:
     """Whether a task reads observations as the environment's own does; false where that has none."""
-    own = _found_in(base) or _found_by_name(task)
+    own = found_in(base) or _found_by_name(task)
     return own is not None and _is_same(task.observation_to_state, own.observation_to_state)
-
-
-def _found_in(env: gym.Env[Any, Any]) -> ControlTask | None:
-    try:
-        return find_task(env)
-    except ValueError:
-        return None
 
 
 def _found_by_name(task: ControlTask) -> ControlTask | None:
@@ -335,7 +290,7 @@ def _found_by_name(task: ControlTask) -> ControlTask | None:
     except ValueError:
         return None
     with closing(env):
-        return _found_in(env)
+        return found_in(env)
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -40,7 +40,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 
 def make(name: str, **settings: Any) -> Learner:
-    return LEARNERS[name](ENV, **{"horizon": HORIZON, **TINY[name], **settings})
+    return LEARNERS[name](settings.pop("task", ENV), **{"horizon": HORIZON, **TINY[name], **settings})
 
 
 def quick(optimizer: Any = None, **changes: Any) -> FitOptions:

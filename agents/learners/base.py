@@ -21,6 +21,7 @@ from dilqr_rl.agents.learners.fitting import FitResult, Surroundings, fit
 from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.progress import show_progress
 from dilqr_rl.agents.learners.segments import Segments, cut
+from dilqr_rl.agents.observations import state_in
 from dilqr_rl.agents.wrappers import refuse_changed_observations
 from dilqr_rl.checks import MOST, plain, whole
 from dilqr_rl.tasks import ControlTask, find_task
@@ -193,28 +194,29 @@ class Learner(nn.Module, ABC):
             return fit(self, data, validation, chosen, Surroundings(folder, resume, tell, measure or (lambda _: {})))
 
     @torch.no_grad()
-    def plan(self, observation: Tensor | NDArray[Any]) -> Tensor:
+    def plan(self, observation: Tensor | NDArray[Any] | Mapping[str, Any]) -> Tensor:
         """The planned controls (B, T, m), in the model's unit, from observations (B, k); (T, m) from one, (k,).
 
         Raises:
             ValueError: the observations are of another shape, or hold NaN or infinity.
         """
-        states = self.as_states(observation)
+        seen = state_in(observation)
+        states = self.as_states(seen)
         was_training = self.training
         self.eval()
         try:
             planned = self.controls(states)
         finally:
             self.train(was_training)
-        return planned if np.ndim(observation) > 1 else planned[0]
+        return planned if np.ndim(seen) > 1 else planned[0]
 
-    def as_states(self, observation: Tensor | NDArray[Any]) -> Tensor:
-        """States (B, n) in float64 from observations (B, k), or (1, n) from one, (k,).
+    def as_states(self, observation: Tensor | NDArray[Any] | Mapping[str, Any]) -> Tensor:
+        """States (B, n) in float64 from observations (B, k), or (1, n) from one, (k,); of named ones the part "state" is read.
 
         Raises:
             ValueError: the observations are of another shape, or hold NaN or infinity.
         """
-        seen = torch.as_tensor(observation, device=self.device).to(torch.float64)
+        seen = torch.as_tensor(state_in(observation), device=self.device).to(torch.float64)
         if not torch.isfinite(seen).all():
             raise ValueError(f"observation: expected finite numbers, got {seen[~torch.isfinite(seen)][0].item()}.")
         try:
@@ -230,7 +232,7 @@ class Learner(nn.Module, ABC):
 
     def predict(
         self,
-        observation: NDArray[Any],
+        observation: NDArray[Any] | Mapping[str, Any],
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = True,
@@ -238,7 +240,7 @@ class Learner(nn.Module, ABC):
         """Act: the plan's first control as an action, in Stable-Baselines3's manner.
 
         Args:
-            observation: (k,), or (B, k) from a vector environment.
+            observation: (k,), or (B, k) from a vector environment; of named ones the part "state" is read.
             state: what the last call returned; None at first. Only recurrent learners have one.
             episode_start: (B,) bool, where `state` belongs to an episode that has ended.
             deterministic: there is nothing random in a learner's action.

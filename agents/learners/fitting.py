@@ -31,6 +31,8 @@ __all__ = ["FitResult", "Surroundings", "fit"]
 
 _log = logging.getLogger("dilqr_rl")
 
+_PARTS = 5  # of the demonstrations, one of which validates unless others do
+
 
 @dataclass
 class FitResult:
@@ -81,7 +83,7 @@ def fit(
 ) -> FitResult:
     """See `Learner.fit`."""
     learner.check_options(options)
-    train, held_out = (data, validation) if validation is not None else _hold_out(data, options.seed)
+    train, held_out = (data, validation) if validation is not None else _hold_out(learner, data, options.seed)
     check_disjoint(train=train, validation=held_out)
     length = _common_length(learner, train, held_out)
     segments, watched = (cut(learner.task, part, length, learner.device) for part in (train, held_out))
@@ -97,14 +99,19 @@ def fit(
         kept.close()
 
 
-def _hold_out(data: Demonstrations, seed: int) -> tuple[Demonstrations, Demonstrations]:
+def _hold_out(learner: Learner, data: Demonstrations, seed: int) -> tuple[Demonstrations, Demonstrations]:
+    """A fifth of the episodes, or of a single one its last fifth."""
     count = len(data)
     if count < 2:
-        raise DemonstrationsError(
-            "demonstrations: expected at least 2 episodes, to learn from one and validate on another, got 1. Record more, or "
-            "pass validation=."
-        )
-    held_out = max(1, count // 5)
+        if data.open_loop or len(data.episodes[0]) < _PARTS * learner.segment_length(data):
+            raise DemonstrationsError(
+                "demonstrations: expected at least 2 episodes, to learn from one and validate on another, or a long one, whose "
+                f"last fifth validates, got 1 of {data.num_steps} actions. Record more, or pass validation=."
+            )
+        _log.info("one episode: the last fifth of its %d actions is held out for validation", data.num_steps)
+        before, after = data.in_time([0.0, 1 - 1 / _PARTS, 1.0])
+        return before, after
+    held_out = max(1, count // _PARTS)
     order = np.random.default_rng(seed).permutation(count)
     train, validation = (tuple(data.episodes[i] for i in part) for part in (order[held_out:], order[:held_out]))
     return replace(data, episodes=train), replace(data, episodes=validation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dilqr_rl.agents.learners.base import Learner
 from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.segments import Segments
 from dilqr_rl.agents.networks import draw_uniformly, perceptron, seeded
+from dilqr_rl.agents.observations import state_in
 from dilqr_rl.checks import MOST, whole
 from dilqr_rl.tasks import ControlTask
 
@@ -85,7 +87,7 @@ class RecurrentLearner(Learner):
     @torch.no_grad()
     def predict(
         self,
-        observation: NDArray[Any],
+        observation: NDArray[Any] | Mapping[str, Any],
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = True,
@@ -93,7 +95,7 @@ class RecurrentLearner(Learner):
         """Act, in the manner of Stable-Baselines3's recurrent policies.
 
         Args:
-            observation: (k,), or (B, k) from a vector environment.
+            observation: (k,), or (B, k) from a vector environment; of named ones the part "state" is read.
             state: what the last call returned, the cell's memory, two arrays (1, B, width); None for a memory of zeros.
             episode_start: (B,) bool: whose memory is of an episode that has ended, and starts again from zero.
             deterministic: there is nothing random in a learner's action.
@@ -106,12 +108,13 @@ class RecurrentLearner(Learner):
         """
         if not self.settings["recurrent"]:
             return super().predict(observation, state, episode_start, deterministic)
-        states = self.as_states(observation)
+        seen = state_in(observation)
+        states = self.as_states(seen)
         memory = self._started(self._as_memory(state, len(states)), episode_start)
         hidden, kept = self._step(self.encoder(states.to(torch.float32)), memory)
         actions = self.as_actions(self.decoder(hidden).to(torch.float64))
         after = (hidden.unsqueeze(0).cpu().numpy(), kept.unsqueeze(0).cpu().numpy())
-        return actions if np.ndim(observation) > 1 else actions[0], after
+        return actions if np.ndim(seen) > 1 else actions[0], after
 
     def _plan(self, states: Tensor, length: int) -> Tensor:
         """Controls (B, length, m) from states (B, n): the cell sees one state, then its own controls."""

@@ -56,9 +56,9 @@ def cut(task: ControlTask, data: Demonstrations, length: int, device: torch.devi
     _check(task, data, length)
     states, controls = [], []
     for episode in data.episodes:
-        observed = torch.as_tensor(np.asarray(episode.observations), device=device)
+        observed = torch.tensor(episode.state_observations, device=device)  # a copy: a file's may not be written to
         state = task.observation_to_state(observed.to(torch.float64))
-        control = task.control_per_action * torch.as_tensor(np.asarray(episode.actions), device=device).to(torch.float64)
+        control = task.control_per_action * torch.tensor(np.asarray(episode.actions), device=device).to(torch.float64)
         states.append(state.unfold(0, length + 1, length).transpose(1, 2))
         controls.append(control.unfold(0, length, length).transpose(1, 2))
     return Segments(torch.cat(states).contiguous(), torch.cat(controls).contiguous())
@@ -86,15 +86,16 @@ def _check(task: ControlTask, data: Demonstrations, length: int) -> None:
             f"demonstrations: expected actions within the bounds of {task.name}'s control, {bound:g}, got one that "
             f"means {largest:g}. Record them in the environment's unit, and clipped as it has carried them out."
         )
+    observed = first.state_observations
     shape: tuple[object, ...]
     try:
-        shape = tuple(task.observation_to_state(torch.as_tensor(np.asarray(first.observations[:1])).double()).shape)
+        shape = tuple(task.observation_to_state(torch.tensor(observed[:1]).double()).shape)
     except (RuntimeError, IndexError, ValueError) as error:
         shape = (str(error),)
     if shape != (1, task.state_size):
         raise DemonstrationsError(
             "demonstrations: expected observations that the task's observation_to_state turns into states "
-            f"({task.state_size},); of {first.observations.shape[1:]} it makes {shape[1:] or shape[0]}."
+            f"({task.state_size},); of {observed.shape[1:]} it makes {shape[1:] or shape[0]}."
         )
     shortest = min(len(episode) for episode in data.episodes)
     if shortest < length:

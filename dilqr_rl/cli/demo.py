@@ -66,7 +66,7 @@ class Demo(WithModules):
         self._fit(network, train, validation, epochs=self.epochs)
         reference = self._evaluate("5/5 network", network)
 
-        episode = min(after.demonstrations.episodes, key=lambda episode: float(episode.observations[0, 0]))
+        episode = min(after.demonstrations.episodes, key=lambda episode: float(episode.state_observations[0, 0]))
         draw_learning(result, {"before": wrong, "after": clone}, episode, folder / "learning.png")
         write_gif(_ENV, episode, folder / "swing_up.gif")
         compared: tuple[Learner, ...] = (expert, wrong, clone, network)

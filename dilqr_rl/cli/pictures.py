@@ -43,9 +43,9 @@ def draw_learning(result: FitResult, planners: Mapping[str, PlanningLearner], ep
     steps = min(_PREDICTED_STEPS, len(episode))
     time_step = float([*planners.values()][-1].task.dynamics.time_step)  # type: ignore[arg-type]
     seconds = time_step * np.arange(steps + 1)
-    motion.plot(seconds, _angle(episode.observations[: steps + 1]), color="black", lw=4, alpha=0.3, label="real")
+    motion.plot(seconds, _angle(episode.state_observations[: steps + 1]), color="black", lw=4, alpha=0.3, label="real")
     for (label, planner), style in zip(planners.items(), ("--", "-"), strict=True):
-        predicted = _predict(planner, episode.observations[0], episode.actions[:steps])
+        predicted = _predict(planner, episode.state_observations[0], episode.actions[:steps])
         motion.plot(seconds, _angle(predicted), style, label=f"predicted, {label} training")
     motion.set(xlabel="time [s]", ylabel="angle from upright [rad]", title="A swing-up, and what the models predict")
     motion.legend()
@@ -61,7 +61,7 @@ def write_gif(env_id: str, episode: Episode, path: Path) -> None:
 
     env = make_env(env_id, render_mode="rgb_array")
     frames = []
-    for observation in episode.observations[::2]:
+    for observation in episode.state_observations[::2]:
         env.reset(options={"state": observation})
         frames.append(Image.fromarray(np.asarray(env.render())).resize((250, 250), Image.Resampling.LANCZOS).quantize(64))
     env.close()

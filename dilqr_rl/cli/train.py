@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dilqr_rl.tasks import ControlTask
 
 _CLOSED_LOOP_HORIZON = 20  # of `dilqr expert`
+_SETS = 3  # to train, to validate and to test: as many episodes it takes to have different ones in each
 _FOR = {  # options that only some learners have a use for
     "off_by": ("dx", "cost_dx", "sysid"),
     "physics": ("dx", "cost", "cost_dx", "sysid", "residual"),
@@ -34,7 +35,10 @@ class Train(WithModules):
     """
 
     demonstrations: tyro.conf.Positional[Path]
-    """An .npz file, as `dilqr expert` writes it."""
+    """An .npz file, as `dilqr expert` writes it, or a folder of Demonstrations.save_folder. Fewer than three episodes are each
+    divided in time: three fifths to train on, a fifth to validate, the last fifth to test."""
+    key: str | None = None
+    """The part of named observations that the state is read from; "state" by default."""
     learner: str = "dx"
     """dx, cost, cost_dx, sysid, residual, lqr, nn or mlp."""
     out: Path | None = None
@@ -79,7 +83,10 @@ class Train(WithModules):
 
         out = check_can_write(self.out or self.demonstrations.with_suffix(".safetensors"), overwrite=self.overwrite)
         self._check()
-        train, validation, test = Demonstrations.load(self.demonstrations).split(self.seed)
+        data = Demonstrations.load(self.demonstrations)
+        data = data if self.key is None else data.part(self.key)
+        in_time = len(data) < _SETS and not data.open_loop
+        train, validation, test = data.split_in_time() if in_time else data.split(self.seed)
         check_disjoint(train=train, validation=validation, test=test)
         if train.env_id not in known_ids():
             raise ValueError(
@@ -95,7 +102,7 @@ class Train(WithModules):
         self._save(learner, out)
         self._tell(learner, start, task, train)
         console.print(
-            f"imitation loss on {len(test)} test episodes: {before:.3g} before, {learner.imitation_loss(test):.3g} after "
+            f"imitation loss on {_counted(test, in_time)}: {before:.3g} before, {learner.imitation_loss(test):.3g} after "
             f"{result.best_epoch} epochs, the best of {int(result.history[-1]['epoch'])} ({result.stopped})"
         )
         if result.note:
@@ -181,3 +188,7 @@ class Train(WithModules):
             found = identifiability(learner, train)
             console.print(parameter_table(start, learner.readable_parameters(), parameter_values(task.problem()), found))
             console.print(explain(found), highlight=False)
+
+
+def _counted(test: Demonstrations, in_time: bool) -> str:
+    return f"the last {test.num_steps} steps" if in_time else f"{len(test)} test episodes"

@@ -177,12 +177,12 @@ OBSERVATIONS, ACTIONS = np.zeros((2, 4, 3)), np.zeros((2, 3, 1))
         ({"rewards": ACTIONS}, r"rewards\[0\]: expected one axis, steps, got shape \(3, 1\)"),
         (
             {"observations": np.zeros((2, 4, 8, 8, 3))},
-            r"got shape \(4, 8, 8, 3\)\. Keep, of each step, the numbers that the state",
+            r"got shape \(4, 8, 8, 3\)\. Keep the numbers that the state can be read from; frames go beside them",
         ),
         ({"observations": [[[1.0, 2.0], [1.0]]] * 2}, r"observations\[0\]: expected an array of numbers: .*inhomogeneous"),
         (
             {"observations": [{"angle": 1.0}] * 2},
-            r"observations\[0\]: expected an array of numbers, got dict .* Of dictionaries, give the part",
+            r"observations\[0\]\['angle'\]: expected an axis of steps, got shape \(\)",
         ),
         ({"actions": [[["left"]] * 3] * 2}, r"actions\[0\]: expected an array of numbers, got list with elements of type <U4"),
         (

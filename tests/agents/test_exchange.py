@@ -144,16 +144,12 @@ def test_a_data_set_without_an_environment_needs_one(minari: Any) -> None:
     assert from_minari(dataset, "Pendulum-v1").env_id == "Pendulum-v1"
 
 
-def test_dictionaries_are_refused_with_what_to_do(minari: Any) -> None:
+def test_of_dictionaries_a_part_may_be_kept(minari: Any) -> None:
     space = spaces.Dict({"angle": spaces.Box(-1.0, 1.0, (3,))})
-    dataset = made_by_minari(minari, observations={"angle": np.zeros((4, 3))}, observation_space=space)
-    with pytest.raises(
-        DemonstrationsError, match=r"observations\[0\]: .*, got dict .* Of dictionaries, give the part that the state"
-    ):
-        from_minari(dataset)
-    parts = [episode.observations["angle"] for episode in dataset]
-    found = Demonstrations.from_arrays("Pendulum-v1", parts, [episode.actions for episode in dataset])
-    assert found.episodes[0].observations.shape == (4, 3)
+    dataset = made_by_minari(minari, observations={"angle": np.ones((4, 3))}, observation_space=space)
+    np.testing.assert_array_equal(from_minari(dataset, key="angle").episodes[0].observations, np.ones((4, 3)))
+    with pytest.raises(DemonstrationsError, match=r"one of \['angle'\], got none that is called 'state', and no key="):
+        from_minari(dataset).episodes[0].state_observations  # noqa: B018
 
 
 def test_pictures_and_discrete_actions_are_refused_with_what_to_do(minari: Any) -> None:
@@ -167,7 +163,7 @@ def test_pictures_and_discrete_actions_are_refused_with_what_to_do(minari: Any) 
         action_space=spaces.Discrete(2),
     )
     with pytest.raises(
-        DemonstrationsError, match=r"observations\[0\]: expected two axes, .* got shape \(4, 8, 8, 3\)\. Keep, of each step"
+        DemonstrationsError, match=r"observations\[0\]: expected two axes, .* got shape \(4, 8, 8, 3\)\. Keep the numbers"
     ):
         from_minari(dataset, "Pendulum-v1")
     with pytest.raises(DemonstrationsError, match=r"actions\[0\]: expected two axes, .* got shape \(3,\)"):
@@ -321,7 +317,10 @@ def test_trajectories_become_episodes() -> None:
             [trajectory(), 3],
             r"trajectories\[1\]: expected a Trajectory of `imitation`, got int without \['obs', 'acts', 'terminal'\]",
         ),
-        ([trajectory(obs={"angle": np.zeros(4)})], r"observations\[0\]: expected an array of numbers, got dict"),
+        (
+            [trajectory(obs={"angle": np.zeros(3)})],
+            r"expected observations/angle of shape \(4,\), got \(3,\)\. An episode has one",
+        ),
         ([trajectory(acts=np.zeros((3, 2))), trajectory()], r"episode 1: expected actions of shape \(3, 2\), got \(3, 1\)"),
         ([trajectory(acts=np.zeros(3))], r"actions\[0\]: expected two axes"),
         ([trajectory(obs=np.zeros((3, 3)))], "one observation more than actions"),

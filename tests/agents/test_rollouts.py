@@ -288,22 +288,35 @@ def test_actions_that_are_none_are_refused(policy: Any, message: str) -> None:
 
 
 class Dictionary(gym.ObservationWrapper[Any, Any, Any]):
-    observation_space = spaces.Dict({"speed": spaces.Box(-1.0, 1.0, (1,)), "place": spaces.Box(-2.0, 2.0, (1,))})
+    observation_space: Any = spaces.Dict(
+        car=spaces.Dict({"speed": spaces.Box(-1.0, 1.0, (1,)), "place": spaces.Box(-2.0, 2.0, (1,))})
+    )
 
     def observation(self, observation: Any) -> Any:
-        return {"speed": observation[1:], "place": observation[:1]}
+        return {"car": {"speed": observation[1:], "place": observation[:1]}}
+
+
+class Written(Dictionary):
+    observation_space = spaces.Dict({"speed": spaces.Text(3)})
 
 
 def test_observations_that_are_not_flat_are_refused_with_what_to_do() -> None:
     with gym.make(CAR, max_episode_steps=2) as car:
         env = Dictionary(car)
-        with pytest.raises(
-            ValueError, match=r"env: expected flat observations, a Box of one axis, got Dict.* Wrap it in .*FlattenObservation"
-        ):
-            record(env, push, episodes=1)
+        found = (
+            record(env, lambda seen: push([seen["car"]["place"], seen["car"]["speed"]]), episodes=1).episodes[0].observations
+        )
+        assert {name: part.shape for name, part in found.items()} == {"car/speed": (3, 1), "car/place": (3, 1)}
         assert record(FlattenObservation(env), lambda _: [0.0], episodes=1).episodes[0].observations.shape == (3, 2)
-    with make_env("dilqr_rl/PendulumPixels-v0") as env, pytest.raises(ValueError, match="expected flat observations"):
+    with (
+        make_env("dilqr_rl/PendulumPixels-v0") as env,
+        pytest.raises(
+            ValueError, match=r"env: expected flat observations, a Box of one axis, got Box.* Wrap it in .*FlattenObservation"
+        ),
+    ):
         record(env, push, episodes=1)
+    with gym.make(CAR, max_episode_steps=2) as car, pytest.raises(ValueError, match=r"expected flat observations.* got Dict"):
+        record(Written(car), push, episodes=1)
     with gym.make("CartPole-v1") as env, pytest.raises(ValueError, match=r"expected flat actions, .* got Discrete\(2\)"):
         record(env, push, episodes=1)
 

@@ -184,11 +184,12 @@ def test_environments_in_other_processes(name: str) -> None:
 def test_recordings(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """A planner is refused; anybody else's actions are recorded, and that no model reads what goes with them is told."""
     env, expert = wrappers.TimeLimit(changed(name), 3), PhysicsLearner(ENV, horizon=3)
-    flat = isinstance(env.observation_space, gym.spaces.Box) and len(env.observation_space.shape) == 1
+    space = env.observation_space
+    recorded = isinstance(space, gym.spaces.Dict) or (isinstance(space, gym.spaces.Box) and len(space.shape) == 1)
     for call in (lambda: record(env, expert, episodes=1), lambda: record_plans(env, expert, episodes=1)):
-        with pytest.raises(ValueError, match=refusal(name) if flat else "env: expected flat observations"):
+        with pytest.raises(ValueError, match=refusal(name) if recorded else "env: expected flat observations"):
             call()
-    if flat and name != "Within":
+    if recorded and name != "Within":
         with caplog.at_level(logging.WARNING, "dilqr_rl"):
             record(env, lambda _: np.zeros(1, np.float32), episodes=1)
         assert any(f"changed by {name}" in one.getMessage() for one in caplog.records)

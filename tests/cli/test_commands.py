@@ -307,10 +307,26 @@ def test_foreign_files_are_refused(
         assert f"{path}: expected a safetensors file" in refused(capsys, "evaluate", path)
 
 
-def test_too_few_episodes_are_refused(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_plans_are_refused(demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     everything = Demonstrations.load(demonstrations)
-    Demonstrations(ENV, {}, everything.episodes[:2]).save(demonstrations, overwrite=True)
+    Demonstrations(ENV, {}, everything.episodes[:2], open_loop=True).save(demonstrations, overwrite=True)
     assert "expected at least 3 episodes" in refused(capsys, "train", demonstrations, "--out", tmp_path / "out.safetensors")
+
+
+def test_one_log_of_named_observations_is_divided_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, steps = np.random.default_rng(0), 50
+    angle, rate = rng.uniform(-1.0, 1.0, (2, steps + 1))
+    seen = {
+        "robot": {"pose": np.stack((np.cos(angle), np.sin(angle), rate), -1)},
+        "camera": np.zeros((steps + 1, 2, 2), np.uint8),
+    }
+    data = Demonstrations.from_arrays(ENV, [seen], [rng.uniform(-1.0, 1.0, (steps, 1))])
+    data.save_folder(tmp_path / "log")
+    run("train", tmp_path / "log", "--learner", "mlp", "--epochs", "1", "--key", "robot/pose")
+    assert "imitation loss on the last 10 steps" in capsys.readouterr().out
+    assert (tmp_path / "log.safetensors").is_file()
+    said = refused(capsys, "train", tmp_path / "log", "--key", "pose", "--overwrite")
+    assert "one of ['camera', 'robot/pose'], got no part 'pose'" in said
 
 
 def test_no_episodes_to_evaluate_are_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
