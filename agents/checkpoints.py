@@ -23,6 +23,7 @@ from dilqr_rl.agents.size_limit import SizeLimit
 from dilqr_rl.agents.soundness import told, unsound_values
 from dilqr_rl.agents.space_files import space_from_json, space_to_json
 from dilqr_rl.agents.tensor_files import TensorFileError, parse_json, read_tensors, write_tensors
+from dilqr_rl.checks import plain
 from dilqr_rl.instance import bind
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
@@ -95,7 +96,7 @@ def _spaces(policy: PlanningPolicy) -> list[Any]:
 def _network(policy: PlanningPolicy) -> dict[str, Any]:
     """Those arguments that aren't the task's."""
     others = {"observation_space", "action_space", "lr_schedule", "task", *policy.settings}
-    return {name: value for name, value in policy.constructor_arguments().items() if name not in others}
+    return {name: plain(value) for name, value in policy.constructor_arguments().items() if name not in others}
 
 
 def _bare(policy_class: type[Policy], task: ControlTask, observations: Space[Any], actions: Space[Any]) -> Policy:

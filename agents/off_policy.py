@@ -29,8 +29,8 @@ __all__ = ["MPCSACPolicy", "MPCTD3Policy"]
 _CLIP_MEAN = 2.0  # Stable-Baselines3's default, which has no use here
 
 
-class _OffPolicy(PlanningPolicy):
-    """What the two share: an actor of its own, whose `mu` is the planner, and actions that are kept in [-1, 1]."""
+class OffPolicy(PlanningPolicy):
+    """What all of these share: an actor of its own, whose `mu` is the planner, and actions that are kept in [-1, 1]."""
 
     collects_by_predict = True
     actor: Any
@@ -52,7 +52,7 @@ class _OffPolicy(PlanningPolicy):
         return BasePolicy.extract_features(self.actor, observation, self.actor.features_extractor)
 
 
-class MPCTD3Policy(_OffPolicy, TD3Policy):
+class MPCTD3Policy(OffPolicy, TD3Policy):
     """For Stable-Baselines3's TD3 and DDPG: the action is the first control of a plan.
 
     TD3("MPCPolicy", env, policy_kwargs={"task": ...}). The critics are networks, as many as n_critics says; the target actor
@@ -112,29 +112,12 @@ class _TD3Actor(TD3Actor):
         return _planned(self, obs, self.extract_features(obs, self.features_extractor))
 
 
-class MPCSACPolicy(_OffPolicy, SACPolicy):
-    """For Stable-Baselines3's SAC: a squashed Gaussian around the first control of a plan.
+class SquashedGaussianPolicy(OffPolicy):
+    """What SAC and its kin share: see `MPCSACPolicy`. A subclass goes before a policy of theirs."""
 
-    SAC("MPCPolicy", env, policy_kwargs={"task": ...}). Before the squashing the mean is artanh(a), with the planned action a in
-    [-1, 1] kept `squash_margin` away from the ends, where artanh is infinite and nothing would be explored. The deterministic
-    action is the planned one exactly. The standard deviation is a network's, and starts at exp(log_std_init) everywhere. The
-    critics are networks, as many as n_critics says.
-
-    Args:
-        observation_space: see `PlanningPolicy`, as all that isn't here.
-        action_space: a Box.
-        lr_schedule: learning rate, from Stable-Baselines3.
-        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256]
-            where it doesn't say.
-        log_std_init: logarithm of the first standard deviation, before the squashing.
-        squash_margin: see above, between 0 and 1.
-        **kwargs: of `PlanningPolicy`, and Stable-Baselines3's own of `SACPolicy`.
-
-    Raises:
-        ValueError: as `PlanningPolicy`; layers of something else, or a margin out of its range.
-    """
-
-    checkpoint_format: ClassVar[str] = "dilqr_rl MPCSACPolicy"
+    actor_class: ClassVar[type[Any]]  # a `SquashedGaussianActor`
+    layers: ClassVar[Mapping[str, Sequence[int]]] = {"pi": [64, 64], "qf": [256, 256]}
+    actor_kwargs: dict[str, Any]
 
     def __init__(
         self,
@@ -154,23 +137,23 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
                 f"clip_mean: expected none, got {kwargs['clip_mean']!r}. Use squash_margin, which does the same here."
             )
         self.squash_margin = squash_margin
-        arch = _sac_layers(net_arch)
+        arch = _layers_of_both(net_arch, self.layers)
         super().__init__(observation_space, action_space, lr_schedule, net_arch=arch, log_std_init=log_std_init, **kwargs)
 
     @torch.no_grad()
     def sample_around(self, actions: Tensor, observation: PyTorchObs) -> Tensor:
         """See `PlanningPolicy`."""
-        actor: _SACActor = self.actor
+        actor: Any = self.actor
         low, high = _bounds(self, actions)
         mean, log_std, kwargs = actor.around((actions - low) / (high - low) * 2 - 1, self.features(observation))
         sample = actor.action_dist.actions_from_params(mean, log_std, deterministic=False, **kwargs)
         return low + 0.5 * (sample + 1) * (high - low)
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """A planner, and layers for the standard deviation alone."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        actor = _SACActor(task=self.task, settings=self.actor_settings(), squash_margin=self.squash_margin, **kwargs)
-        return actor.to(self.device)
+        own = {"task": self.task, "settings": self.actor_settings(), "squash_margin": self.squash_margin}
+        return self.actor_class(**own, **kwargs).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         mine = {
@@ -181,8 +164,7 @@ class MPCSACPolicy(_OffPolicy, SACPolicy):
         return {**super()._get_constructor_parameters(), **mine}
 
 
-def _sac_layers(net_arch: Layers) -> Any:
-    default: dict[str, Sequence[int]] = {"pi": [64, 64], "qf": [256, 256]}
+def _layers_of_both(net_arch: Layers, default: Mapping[str, Sequence[int]]) -> Any:
     if net_arch is None or isinstance(net_arch, Mapping):
         wrong = set(net_arch or ()) - set(default)
         if wrong:
@@ -191,9 +173,14 @@ def _sac_layers(net_arch: Layers) -> Any:
     return widths("net_arch", net_arch)
 
 
-class _SACActor(SACActor):
-    """Observations -> a distribution around planned actions in [-1, 1]."""
+class SquashedGaussianActor(BasePolicy):
+    """Observations -> a distribution around planned actions in [-1, 1]. A subclass goes before an actor as SAC has it."""
 
+    features_dim: int
+    log_std_init: float
+    use_sde: bool
+    mu: Any
+    latent_pi: Any
     log_std: Any  # numbers with use_sde, else a layer
 
     def __init__(self, *args: Any, task: ControlTask, settings: ActorSettings, squash_margin: float, **kwargs: Any) -> None:
@@ -218,13 +205,46 @@ class _SACActor(SACActor):
         return mean, self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX), {}
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Actor` of Stable-Baselines3's SAC."""
         features = self.extract_features(obs, self.features_extractor)
         return self.around(_planned(self, obs, features), features)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """Actions (B, m) in [-1, 1]: the plan's own, or drawn around it."""
         if deterministic:
             return _planned(self, obs, self.extract_features(obs, self.features_extractor))
-        return super().forward(obs)
+        actions: Tensor = super().forward(obs)
+        return actions
+
+
+class _SACActor(SquashedGaussianActor, SACActor):
+    """SAC's."""
+
+
+class MPCSACPolicy(SquashedGaussianPolicy, SACPolicy):
+    """For Stable-Baselines3's SAC: a squashed Gaussian around the first control of a plan.
+
+    SAC("MPCPolicy", env, policy_kwargs={"task": ...}). Before the squashing the mean is artanh(a), with the planned action a in
+    [-1, 1] kept `squash_margin` away from the ends, where artanh is infinite and nothing would be explored. The deterministic
+    action is the planned one exactly. The standard deviation is a network's, and starts at exp(log_std_init) everywhere. The
+    critics are networks, as many as n_critics says.
+
+    Args:
+        observation_space: see `PlanningPolicy`, as all that isn't here.
+        action_space: a Box.
+        lr_schedule: learning rate, from Stable-Baselines3.
+        net_arch: layers, a list for all, or {"pi": of the standard deviation, "qf": of the critics}; [64, 64] and [256, 256]
+            where it doesn't say.
+        log_std_init: logarithm of the first standard deviation, before the squashing.
+        squash_margin: see above, between 0 and 1.
+        **kwargs: of `PlanningPolicy`, and Stable-Baselines3's own of `SACPolicy`.
+
+    Raises:
+        ValueError: as `PlanningPolicy`; layers of something else, or a margin out of its range.
+    """
+
+    checkpoint_format: ClassVar[str] = "dilqr_rl MPCSACPolicy"
+    actor_class: ClassVar[type[Any]] = _SACActor
 
 
 def _planned(actor: Any, observation: PyTorchObs, features: Tensor) -> Tensor:

@@ -21,7 +21,10 @@ ALLOWED = {  # beside the standard library
     "dilqr_rl.experiments": ENVS | AGENTS | {"dilqr_rl.experiments", "matplotlib", "ray"},
     "dilqr_rl.cli": ENVS | AGENTS | {"dilqr_rl.cli", "dilqr_rl.experiments", "matplotlib", "PIL", "rich", "tqdm", "tyro"},
 }
-LAZY = {"dilqr_rl": {"dilqr_rl.agents"}}  # `from dilqr_rl import MPCPolicy` fetches it on first use
+LAZY = {
+    "dilqr_rl": {"dilqr_rl.agents"},  # `from dilqr_rl import MPCPolicy` fetches it on first use
+    "dilqr_rl.agents.contrib": {"sb3_contrib"},  # an extra, which a user's own import of this module asks for
+}
 
 
 def modules() -> dict[str, Path]:
@@ -46,14 +49,20 @@ def layer(name: str) -> str:
     return max(ours, key=len) if ours else name.partition(".")[0]
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """The layers and packages that a source file imports, anywhere in it; "." for a relative import, which none may have."""
+def named_imports(tree: ast.AST) -> set[str]:
+    """What a source file imports, anywhere in it, by its whole name; "." for a relative import, which none may have."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {"." if node.level else f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The layers and packages that a source file imports."""
+    names = named_imports(tree)
     return {"." if name == "." else layer(name) for name in names} - sys.stdlib_module_names
 
 
@@ -77,6 +86,11 @@ MODULES = modules()
 def test_a_module_imports_only_what_its_layer_may(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     assert imports(tree) <= ALLOWED[layer(name)] | LAZY.get(name, set())
+
+
+def test_what_asks_for_an_extra_is_imported_by_its_users_alone() -> None:
+    named = {name: named_imports(ast.parse(file.read_text(encoding="utf-8"))) for name, file in MODULES.items()}
+    assert [name for name in named if any("agents.contrib" in one for one in named[name])] == []
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if layer(name) != "dilqr_rl.cli"])

@@ -217,7 +217,10 @@ class PlanningLearner(Learner):
             ValueError: no "MPCPolicy" for this algorithm, or an environment that doesn't fit the task.
         """
         if "MPCPolicy" not in getattr(algorithm, "policy_aliases", {}):
-            raise ValueError(f"algorithm: expected PPO, A2C, SAC or TD3 of stable_baselines3, got {algorithm!r}.")
+            raise ValueError(
+                "algorithm: expected PPO, A2C, SAC or TD3 of stable_baselines3, or TQC, CrossQ or TRPO of sb3_contrib after "
+                f"importing dilqr_rl.agents.contrib, got {algorithm!r}."
+            )
         return algorithm("MPCPolicy", env, policy_kwargs={**self._policy_kwargs(), **(policy_kwargs or {})}, **kwargs)
 
     def _policy_kwargs(self) -> dict[str, Any]:

@@ -130,8 +130,9 @@ classes = {{base for one in (A2C, DDPG, PPO, SAC, TD3) for base in one.__mro__}}
 def picture():
     return {{(one, name): id(value) for one in classes for name, value in vars(one).items()}}
 before = picture()
-import dilqr_rl.agents
+import dilqr_rl.agents, sys
 assert picture() == before
+assert "sb3_contrib" not in sys.modules
 for one in (PPO, A2C, SAC, TD3, DDPG):
     print(type(one("MPCPolicy", "{ENV}", policy_kwargs={{"task": "{ENV}"}}, device="cpu").policy).__name__)
 """
@@ -642,5 +643,5 @@ def test_p13_the_first_evaluation_is_that_of_the_learner(algorithm: type[Any]) -
 
 def test_p13_an_algorithm_that_has_no_planner_is_refused() -> None:
     learner: Any = learner_data.make("dx")
-    with pytest.raises(ValueError, match=r"algorithm: expected PPO, A2C, SAC or TD3 of stable_baselines3, got"):
+    with pytest.raises(ValueError, match=r"algorithm: expected PPO, A2C, SAC or TD3 of stable_baselines3, or .*contrib, got"):
         learner.to_sb3(MPCPolicy, own_pendulum(1))
