@@ -197,6 +197,8 @@ def _difference(given: spaces.Space[Any], wanted: spaces.Space[Any], seen: list[
         said_nothing = isinstance(given[STATE], spaces.Box) and not given[STATE].is_bounded("both")  # type: ignore[attr-defined]
         same = given[STATE] == box or (said_nothing and given[STATE].shape == box.shape)
         return "" if same else f'the "{STATE}" is of {given[STATE]}, not of {box}'
+    if isinstance(wanted, spaces.Dict) and STATE in wanted.spaces:  # of which the state alone may be shown
+        wanted, shown = wanted[STATE], [one[STATE] for one in shown]
     if given != wanted:
         return f"they are of {given}, not of {wanted}"
     if seen is None:

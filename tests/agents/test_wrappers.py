@@ -94,6 +94,30 @@ def test_a_task_of_an_environment_s_own_wrapper_reads_it() -> None:
         MPCPolicy.for_env(wrappers.TransformObservation(env, lambda seen: 2 * seen, None), task=find_task(env))
 
 
+class OwnState(StateBeside):
+    """An environment that shows a Dict by itself, and has a model of its "state"."""
+
+    def control_task(self) -> Any:
+        return find_task(self.env)
+
+
+def test_the_state_may_be_all_that_is_shown_of_a_dict() -> None:
+    """Where a model's own environment shows more, too."""
+    alone = wrappers.FlattenObservation(wrappers.FilterObservation(OwnState(near_upright()), ["state"]))
+    settings = {"horizon": HORIZON, "warm_start": False}
+    seen, _ = near_upright().reset(seed=0)
+    expected, _ = MPCPolicy.for_env(near_upright(), **settings).predict(seen)
+    np.testing.assert_array_equal(MPCPolicy.for_env(alone, **settings).predict(alone.reset(seed=0)[0])[0], expected)
+    beside = batch(2, lambda: OwnState(near_upright()))
+    model(PPO, VecExtractDictObs(beside, "state"), {"task": None})
+    with pytest.raises(ValueError, match=r"changed by VecExtractDictObs: they are of Box\(-100"):
+        model(PPO, VecExtractDictObs(beside, "obs"), {"task": None})
+    with pytest.raises(ValueError, match="changed by FlattenObservation"):
+        MPCPolicy.for_env(wrappers.FlattenObservation(OwnState(near_upright())))
+    with pytest.raises(ValueError, match="changed by TransformObservation"):
+        MPCPolicy.for_env(wrappers.TransformObservation(alone, lambda state: -state, None))
+
+
 @pytest.mark.parametrize("algorithm", POLICIES)
 @pytest.mark.parametrize("name", ["RescaleObservation", "TransformObservation", "Late", "TimeAwareObservation"])
 def test_what_changes_observations_is_refused_by_every_algorithm(algorithm: type[Any], name: str) -> None:
