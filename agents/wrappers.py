@@ -113,7 +113,10 @@ def task_of(algorithm: BaseAlgorithm) -> ControlTask:
     else:  # in other processes
         (spec, *_) = inner.get_attr("spec")
         if spec is None:
-            raise ValueError("task: expected one, since the environments in other processes have no id to find a model by.")
+            raise ValueError(
+                "task: expected one, since the environments in other processes have no id to find a model by. Give it in "
+                "policy_kwargs."
+            )
         with closing(make_env(spec.id, spec.kwargs)) as env:
             task = find_task(env)
     algorithm.policy_kwargs = {**algorithm.policy_kwargs, "task": task}

@@ -201,6 +201,11 @@ def test_environments_in_other_processes(name: str) -> None:
         envs.close()
     plain = SubprocVecEnv([partial(gym.make, ENV)] * 2)
     model(PPO, plain)
+    plain.get_attr = lambda *_: [None, None]  # the specs of environments that gymnasium.make hasn't made
+    with pytest.raises(
+        ValueError, match=r"task: expected one, since .* have no id to find a model by\. Give it in policy_kwargs"
+    ):
+        model(PPO, plain, {"task": None})
     plain.close()
 
 
