@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -111,6 +112,18 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
             self.action_net = _MeanAction(self.task.control_size)
         # Again, now that the planner's parameters are among them.
         self.optimizer = self._make_optimiser(self, lr_schedule)
+        self._types = {name: parameter.dtype for name, parameter in self.named_parameters()}
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """As `ActorCriticPolicy`, with all parameters in the type that they had at first.
+
+        TRPO adds one flat direction to them, float64 as the planner's numbers are, and so makes float64 of the others.
+        """
+        for name, parameter in self.named_parameters():
+            own = self._types.get(name, parameter.dtype)
+            if parameter.dtype != own:
+                parameter.data = parameter.data.to(own)
+        return super().get_distribution(obs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         mine = {

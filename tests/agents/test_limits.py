@@ -131,6 +131,11 @@ def test_trpo_differentiates_by_every_parameter(gradient: str) -> None:
     model.learn(64)
     moved = [name for name, value in model.policy.named_parameters() if not torch.equal(value, before[name])]
     assert any("dynamics" in name for name in moved)
+    assert "log_std" in moved
+    # TRPO's step is float64 for all of them.
+    types = {name: value.dtype for name, value in before.items()}
+    assert {name: value.dtype for name, value in model.policy.named_parameters()} == types
+    assert set(types.values()) == {torch.float32, torch.float64}
 
 
 def test_what_is_frozen_is_a_buffer_until_it_is_thawed() -> None:
