@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,14 @@ def test_ppo_with_a_planner(capsys: pytest.CaptureFixture[str]) -> None:
     exec(python_blocks()[4], {})
     (mass,) = re.findall(r"tensor\((.*?), ", capsys.readouterr().out)
     assert 0.0 < float(mass) != 0.5  # where it began
+
+
+def test_the_first_page_shows_a_picture_that_moves() -> None:
+    top = (ROOT / "README.md").read_text().partition("## ")[0]
+    (name,) = re.findall(r"!\[[^]]+\]\((.*?)\)", top)
+    assert (ROOT / name).stat().st_size < 400_000
+    with Image.open(ROOT / name) as picture:
+        assert picture.n_frames * picture.info["duration"] == pytest.approx(10_000, rel=0.02)  # ms
 
 
 def test_every_block_is_tested() -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dilqr_rl.agents import Demonstrations, FitResult, Learner, PhysicsLearner
     from dilqr_rl.agents.rollouts import RollOuts
 
-_ENV = "dilqr_rl/Pendulum-v0"
-_WRONG = {"gravity": 15.0, "mass": 3.0, "length": 0.5}
+ENV = "dilqr_rl/Pendulum-v0"
+WRONG = {"gravity": 15.0, "mass": 3.0, "length": 0.5}
 _HORIZON = 20
 _EPISODE_STEPS = 200
 _SMALLEST_LOSS = 1e-15  # of float32 actions, squared
@@ -52,10 +52,10 @@ class Demo(WithModules):
         from dilqr_rl.cli.tables import explain, parameter_table, single_numbers
 
         folder = _new_folder(self.out)
-        expert, wrong, clone = _planner(), _planner(physics=_WRONG), _planner(physics=_WRONG)
-        network = NetworkLearner(_ENV, seed=self.seed)
+        expert, wrong, clone = _planner(), _planner(physics=WRONG), _planner(physics=WRONG)
+        network = NetworkLearner(ENV, seed=self.seed)
         experts = self._roll_out("1/5 expert", expert, self.episodes + self.evaluation_episodes, self.seed)
-        data = Demonstrations(_ENV, {}, experts.demonstrations.episodes[: self.episodes])
+        data = Demonstrations(ENV, {}, experts.demonstrations.episodes[: self.episodes])
         data.save(folder / "demonstrations.npz")
         train, validation, test = data.split(self.seed)
 
@@ -68,7 +68,7 @@ class Demo(WithModules):
 
         episode = min(after.demonstrations.episodes, key=lambda episode: float(episode.state_observations[0, 0]))
         draw_learning(result, {"before": wrong, "after": clone}, episode, folder / "learning.png")
-        write_gif(_ENV, episode, folder / "swing_up.gif")
+        write_gif(ENV, episode, folder / "swing_up.gif")
         compared: tuple[Learner, ...] = (expert, wrong, clone, network)
         losses = [learner.imitation_loss(test) for learner in compared]
         returns = [experts.returns[self.episodes :].mean(), *(found.returns.mean() for found in (before, after, reference))]
@@ -94,7 +94,7 @@ class Demo(WithModules):
         from dilqr_rl.agents import roll_out
 
         with progress(title, episodes * _EPISODE_STEPS) as bar:
-            return roll_out(learner, _ENV, episodes=episodes, seed=seed, on_step=bar.advance)
+            return roll_out(learner, ENV, episodes=episodes, seed=seed, on_step=bar.advance)
 
     def _evaluate(self, title: str, learner: Learner) -> RollOuts:
         """On starts that no demonstration had."""
@@ -111,7 +111,7 @@ class Demo(WithModules):
 def _planner(**settings: Any) -> PhysicsLearner:
     from dilqr_rl.agents import PhysicsLearner
 
-    return PhysicsLearner(_ENV, horizon=_HORIZON, **settings)
+    return PhysicsLearner(ENV, horizon=_HORIZON, **settings)
 
 
 def _comparison(losses: list[float], returns: list[float]) -> Table:
