@@ -1,7 +1,7 @@
 """Draw the moving picture of the README: the demo's expert, its clone before it has learnt, and its clone afterwards.
 
-Run `make demo` first, then `python docs/draw_swing_up.py`: it takes the learnt clone from the demo's folder, has all three control the
-same pendulum from the same start, and draws them side by side. The palette is shared and small, so that the file is.
+Run `make demo` first, then `python docs/draw_swing_up.py`: it takes the learnt clone from the demo's folder, has all three
+control the same pendulum from the same start, and draws them side by side. The palette is small, as the file is.
 """
 
 from __future__ import annotations

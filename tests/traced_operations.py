@@ -18,6 +18,7 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 V = torch.tensor([0.5, -1.0, 2.0], dtype=FLOAT)
 M = normal(3, 3, seed=1)
 INDEX, MASK = torch.tensor([2, 0, 0]), torch.tensor([True, False, True])
+ORDER = torch.tensor([2, 0, 1])  # each once: of places that are scattered to twice torch has no right derivative
 OFFSET = math.pi / 3
 
 
@@ -102,11 +103,15 @@ REDUCTIONS: dict[str, Operation] = {
     "sum": lambda x, u: spread(x.sum(-1)) + torch.sum(x * x, dim=(-1,), keepdim=True) + sum(x.unbind(-1)).unsqueeze(-1),
     "mean": lambda x, u: spread((x * x).mean(dim=-1)) + x.sin().mean(-1, keepdim=True),
     "prod": lambda x, u: spread((2 + x).prod(-1)),
+    "cumprod": lambda x, u: torch.cumprod(1 + x, dim=-1) + x.sin().cumprod(-1),
     "cumsum": lambda x, u: torch.cumsum(x * x, dim=-1) + x.sin().cumsum(-1),
     "norm": lambda x, u: spread((x + V).norm(dim=-1)) + torch.norm(u + 1.0, dim=-1, keepdim=True),
     "linalg.norm": lambda x, u: spread(torch.linalg.norm(x + V, dim=-1) + torch.linalg.vector_norm(x * x, ord=1, dim=-1)),
     "largest": lambda x, u: spread(torch.linalg.vector_norm(x, ord=math.inf, dim=-1)) * x,
     "var": lambda x, u: spread(x.var(-1) + torch.var(x, dim=-1, correction=0) + (x + V).std(-1)),
+    "with the mean": lambda x, u: (
+        sum(torch.var_mean(x, dim=-1, keepdim=True)) * x + sum(torch.std_mean(x + V, -1, keepdim=True))
+    ),
     "over two": lambda x, u: (
         spread((x.unsqueeze(-1) * u.unsqueeze(-2)).square().sum((-2, -1))) + x.unsqueeze(-2).mean((-2, -1)).unsqueeze(-1)
     ),
@@ -122,6 +127,11 @@ INDEXING: dict[str, Operation] = {
     "two lists": lambda x, u: (x.unsqueeze(-1) * x.unsqueeze(-2))[..., [0, 1, 2], [2, 2, 0]],
     "narrow, select": lambda x, u: x.narrow(-1, 1, 2).sum(-1, keepdim=True) * spread(x.select(-1, 2)),
     "gather": lambda x, u: torch.gather(x, -1, INDEX.expand(x.shape)) * torch.take_along_dim(x, INDEX.expand(x.shape), dim=-1),
+    "scatter": lambda x, u: (
+        torch.zeros_like(x).scatter(-1, ORDER.expand(x.shape), x * x) + x.scatter(-1, INDEX[:1].expand(first(x).shape), 0.3)
+    ),
+    "scatter_add": lambda x, u: x.scatter_add(-1, (INDEX // 2).expand(x.shape), x * x) * first(u),
+    "fill, copy": lambda x, u: x.index_fill(-1, INDEX[:1], 0.3) * x + x.index_copy(-1, INDEX[:2], u * u),
     "unbind": lambda x, u: torch.stack([a * b for a, b in zip(x.unbind(-1), x.flip(-1).unbind(-1), strict=True)], -1),
     "split": lambda x, u: torch.cat([x.split([1, 2], dim=-1)[1], u.split(1, dim=-1)[0]], dim=-1) * x,
     "chunk": lambda x, u: torch.cat((torch.chunk(x, 3, dim=-1)[2], x.tensor_split((1,), dim=-1)[1]), -1) * x,
@@ -185,6 +195,7 @@ ACTIVATIONS: dict[str, Operation] = {
     "mish": lambda x, u: F.mish(x),
     "softmax": lambda x, u: torch.softmax(x, dim=-1) + F.softmax(2 * x, -1) + F.log_softmax(x, dim=-1),
     "layer_norm": lambda x, u: F.layer_norm(x + V, (3,)) + F.layer_norm(x - V, (3,), weight=V, bias=V),
+    "instance_norm": lambda x, u: F.instance_norm((x + V).reshape(-1, 1, 3)).reshape(x.shape) + torch.sinc(x),
     "normalize": lambda x, u: F.normalize(x + V, dim=-1),
     "losses": lambda x, u: (
         F.mse_loss(x, V.expand_as(x), reduction="none") + F.smooth_l1_loss(x, V.expand_as(x), reduction="none")
@@ -205,6 +216,12 @@ def in_place(x: Tensor, u: Tensor) -> Tensor:
     y[..., 1:] -= x[..., :2] ** 2
     y[..., 2].mul_(2.0)
     return y.add_(V)
+
+
+def diagonal_written(x: Tensor, u: Tensor) -> Tensor:
+    y = x.unsqueeze(-1) * x.unsqueeze(-2)
+    y.diagonal(dim1=-2, dim2=-1).add_(first(u))
+    return y @ V
 
 
 def written(x: Tensor, u: Tensor) -> Tensor:
@@ -238,6 +255,7 @@ def shape_dependent(x: Tensor, u: Tensor) -> Tensor:
 STATEMENTS: dict[str, Operation] = {
     "in place": in_place,
     "written": written,
+    "written on the diagonal": diagonal_written,
     "loops and functions": runge_kutta,
     "shapes": shape_dependent,
     "conversions": lambda x, u: x.to(torch.float64) * x.double() + V.to(x) * x.type_as(x).clone().contiguous(),

@@ -50,7 +50,10 @@ def compare(model: Model, function: Function, x: Tensor, u: Tensor) -> None:
     if not _close([outputs for outputs, _ in traced], values, _AGREEMENT):
         raise UntraceableError("its functions give other results when they are called again, or with another batch")
     if not _close([rows for _, rows in traced], jacobian, _AGREEMENT_OF_DERIVATIVES):
-        raise UntraceableError("its functions have other derivatives than what they compute: a custom autograd.Function, say")
+        raise UntraceableError(
+            "its functions have other derivatives than what they compute: by a custom autograd.Function, say, or where they "
+            "ask whether a tensor requires_grad"
+        )
 
 
 def compare_gradients(model: Model, function: WithValues, x: Tensor, u: Tensor, values: Sequence[Tensor]) -> None:
@@ -129,7 +132,10 @@ def _by_torch(function: Function, x: Tensor, u: Tensor) -> tuple[Floats, Floats]
     with torch.enable_grad():
         z = torch.cat((x, u), dim=1).detach().requires_grad_()
         values = function(z[:, :n], z[:, n:])
-        rows = [_gradients(column.sum(), [z])[0] for column in values.unbind(1)]
+        try:
+            rows = [_gradients(column.sum(), [z])[0] for column in values.unbind(1)]
+        except RuntimeError as error:
+            raise UntraceableError(f"PyTorch can't differentiate its functions: {error}") from error
     return values.detach().numpy(), torch.cat(rows, dim=1).numpy()
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dilqr_rl.derivatives import dynamics_jacobian, stage_hessian, terminal_hessian
 from dilqr_rl.guess import finite
-from dilqr_rl.instance import bind, own_tensors
+from dilqr_rl.instance import Instance, bind, own_tensors
 from dilqr_rl.native.programs import structure_of, traced
 from dilqr_rl.native.tracing import UntraceableError
 from dilqr_rl.problem import ControlProblem
@@ -48,7 +49,8 @@ def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
         x0: a start state (n,), near which native code is compared with the functions; zero by default.
 
     Raises:
-        ValueError: what a planner would raise: a function that fails, or mixes the problems of a batch, a wrong shape.
+        ValueError: what a planner would raise: a function that fails, that PyTorch can't differentiate, or
+            that mixes the problems of a batch, a wrong shape.
     """
     if not isinstance(problem, ControlProblem):
         raise ValueError(f"problem: expected a ControlProblem, got {type(problem).__name__}.")
@@ -64,8 +66,24 @@ def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
     unseen = structure_of(problem).watch.blind
     if unseen is not None:
         return Explanation(False, unseen, 0, count)
+    bound = bind(problem, batch, None)
     try:
-        model = traced(bind(problem, batch, None), batch, controls)
+        model = traced(bound, batch, controls)
     except UntraceableError as error:
+        _differentiate_once(bound, batch, controls)
         return Explanation(False, str(error), 0, count)
     return Explanation(True, "", len(model.source.splitlines()), count)
+
+
+def _differentiate_once(instance: Instance, x: Tensor, u: Tensor) -> None:
+    """Have PyTorch take each derivative that a solve needs at the start, so that one it refuses is told.
+
+    Args:
+        instance: the problem.
+        x: (1, n).
+        u: (1, T, m).
+    """
+    first, states, controls = instance.at_first_step(), x.unsqueeze(1), u[:, :1]
+    dynamics_jacobian(first, states, controls)
+    stage_hessian(first, states, controls)
+    terminal_hessian(first, x)

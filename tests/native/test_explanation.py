@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import MODELS
@@ -77,6 +78,10 @@ def test_nothing_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_a_planner_would_refuse_is_refused() -> None:
     with pytest.raises(ValueError, match="dynamics: expected a result of shape"):
         explain(problem(lambda x, u: x[..., :1]))
+    with pytest.raises(ValueError, match="can't be differentiated by PyTorch: derivative for aten::floor_divide is not"):
+        explain(problem(lambda x, u: x // 0.3 + u))
+    with pytest.raises(ValueError, match=r"dynamics: expected PyTorch operations, .* got NumPy's"):
+        explain(problem(lambda x, u: torch.as_tensor(np.sin(x.numpy())) + u))
     with pytest.raises(ValueError, match=r"x0: expected a tensor \(2,\), got \(3,\)"):
         explain(problem(branch), torch.zeros(3))
     with pytest.raises(ValueError, match="problem: expected a ControlProblem, got QuadraticCost"):

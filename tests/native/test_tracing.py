@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
 from dilqr_rl.native.codegen.derivatives import cotangents, tangents
 from dilqr_rl.native.codegen.evaluate import evaluate
 from dilqr_rl.native.model import Functions, write_model
+from dilqr_rl.native.programs import trace_problem
 
 Backend = Literal["auto", "native", "torch"]
 
@@ -155,6 +158,9 @@ def test_a_detached_parameter_gets_no_gradient() -> None:
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
 
+GRID = torch.tensor([-0.5, 0.5], dtype=FLOAT)
+
+
 # What can't be traced: the PyTorch path's result and one line, or a ValueError.
 
 
@@ -188,6 +194,18 @@ def decomposition(x: Tensor, u: Tensor) -> Tensor:
     return 0.8 * x + 0.1 * spread(size) + first(u)
 
 
+def rotated(x: Tensor, u: Tensor) -> Tensor:
+    return 0.8 * x + 0.1 * torch.exp(1j * x).imag + first(u)  # here
+
+
+def tabulated(x: Tensor, u: Tensor) -> Tensor:
+    return 0.8 * x + 0.1 * V[torch.bucketize(x.detach(), GRID)] * x + first(u)  # here
+
+
+def in_numpy(x: Tensor, u: Tensor) -> Tensor:
+    return 0.8 * x + 1e-3 * torch.as_tensor(np.sin(x.detach().numpy())) + first(u)  # here
+
+
 def fourier(x: Tensor, u: Tensor) -> Tensor:
     return 0.8 * x + 0.1 * torch.fft.fft(x).abs() + first(u)  # here
 
@@ -208,9 +226,20 @@ def dropout(x: Tensor, u: Tensor) -> Tensor:
     return 0.8 * x + 1e-9 * F.dropout(x, 0.5) + first(u)  # here
 
 
-UNTRACEABLE = (branch, item, number, listed, checked, decomposition, fourier, noise, dropout)
+UNTRACEABLE = (branch, item, number, listed, checked, rotated, tabulated, in_numpy)
+UNTRACEABLE += (decomposition, fourier, noise, dropout)
+A_BRANCH = r"a branch or a Python number that depends on the state or on parameters .* has no native form"
+A_NUMBER = r"what Python or NumPy makes of a tensor's numbers has no native form"
 NAMED = {  # a word of the operation that the message must have
-    "decomposition": "svd",
+    "branch": A_BRANCH,
+    "item": A_BRANCH,
+    "number": A_BRANCH,
+    "checked": A_BRANCH,
+    "listed": A_NUMBER,
+    "in_numpy": A_NUMBER,
+    "rotated": "mul of complex numbers",
+    "tabulated": ": bucketize has no native form",
+    "decomposition": ": linalg_svd has",
     "fourier": "fft",
     "noise": "rand",
     "dropout": "dropout|bernoulli|rand",
@@ -268,6 +297,14 @@ def test_what_depends_on_the_batch_is_refused(function: Operation, backend: Back
     """Only its results show what it is."""
     with pytest.raises(ValueError, match=r"dynamics: its value for one problem depends on the other problems or steps"):
         solve(problem_of(function), starts(3), backend)
+
+
+def test_functions_given_to_torch_are_refused_by_name() -> None:
+    """What torch.cond comes to; the function around it has torch compile it first, which takes seconds."""
+    cond = torch.ops.higher_order.cond
+    dynamics = lambda x, u: cond(x.sum() > 100.0, torch.sin, torch.cos, (x,)) + first(u)  # noqa: E731
+    with pytest.raises(ValueError, match=r"^torch\.cond has no native form; write torch\.where\(mask, a, b\) .*test_tracing"):
+        trace_problem(problem_of(dynamics))
 
 
 def test_costs_are_traced_too(lines: Callable[[], list[str]]) -> None:
@@ -372,25 +409,62 @@ AT_ZERO: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", AT_ZERO)
-def test_second_derivatives_at_zero_are_torchs(name: str) -> None:
-    """Value, gradient and Hessian of a number of x (1,) and u (1,)."""
-    function = AT_ZERO[name]
+def sum_of(function: Operation) -> Callable[[Tensor], Tensor]:
+    return lambda z: function(z[:, :1], z[:, 1:]).sum()
+
+
+def traced_derivatives(function: Operation, point: tuple[float, float]) -> Tensor:
+    """Value, gradient and Hessian of a number of x (1,) and u (1,), natively."""
     model = write_model(Functions(function, None, None, 1, 1), [], only=("constants", "advance"))
     (output,), graph = model.outputs, model.outputs[0].graph
     leaves, one, zero = [graph.leaf("x[0]"), graph.leaf("u[0]")], graph.const(1.0), graph.const(0.0)
     found = cotangents(graph, [(output, one)]).numbers
     gradient = [found.get(leaf, zero) for leaf in leaves]
     rows = tangents(graph, gradient, {leaves[0]: [one, zero], leaves[1]: [zero, one]}, 2)
+    numbers = evaluate([output, *gradient, *rows[0], *rows[1]], {"x[0]": point[0], "u[0]": point[1]}, [])
+    return torch.tensor(numbers, dtype=FLOAT)
+
+
+@pytest.mark.parametrize("name", AT_ZERO)
+def test_second_derivatives_at_zero_are_torchs(name: str) -> None:
+    """Value, gradient and Hessian of a number of x (1,) and u (1,)."""
+    value = sum_of(AT_ZERO[name])
     for point in ((0.0, 0.0), (0.0, 0.3), (0.4, 0.0), (1.0, 0.0)):
         z = torch.tensor([point], dtype=FLOAT)
-        numbers = evaluate([output, *gradient, *rows[0], *rows[1]], {"x[0]": point[0], "u[0]": point[1]}, [])
-
-        def value(z: Tensor) -> Tensor:
-            return function(z[:, :1], z[:, 1:]).sum()
-
         truth = (value(z), torch.autograd.functional.jacobian(value, z), torch.autograd.functional.hessian(value, z))
-        torch.testing.assert_close(torch.tensor(numbers, dtype=FLOAT), torch.cat([part.flatten() for part in truth]))
+        torch.testing.assert_close(traced_derivatives(AT_ZERO[name], point), torch.cat([part.flatten() for part in truth]))
+
+
+SECOND: dict[str, tuple[Any, dict[tuple[float, float], list[float]]]] = {  # where torch has none: by hand
+    "sinc": (
+        lambda x, u: torch.sinc(x) * (1 + u),
+        {(0.0, 0.0): [-(math.pi**2) / 3, 0.0, 0.0, 0.0], (0.0, 0.5): [-(math.pi**2) / 2, 0.0, 0.0, 0.0]},
+    ),
+    "atan2": (torch.atan2, {(0.0, 0.0): [0.0, 0.0, 0.0, 0.0]}),  # for want of a right one
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_derivatives_at_zero_where_torch_has_no_second_ones(name: str) -> None:
+    """Value and gradient are torch's."""
+    function, points = SECOND[name]
+    for point, second in points.items():
+        z = torch.tensor([point], dtype=FLOAT)
+        truth = (
+            sum_of(function)(z),
+            torch.autograd.functional.jacobian(sum_of(function), z),
+            torch.tensor(second, dtype=FLOAT),
+        )
+        torch.testing.assert_close(traced_derivatives(function, point), torch.cat([part.flatten() for part in truth]))
+
+
+def test_the_series_of_sinc_meets_its_quotient() -> None:
+    for x in (1e-3, 0.02 / math.pi - 1e-9, 0.02 / math.pi + 1e-9, 0.5):
+        z = torch.tensor([(x, 0.0)], dtype=FLOAT)
+        value = sum_of(SECOND["sinc"][0])
+        truth = (value(z), torch.autograd.functional.jacobian(value, z), torch.autograd.functional.hessian(value, z))
+        found = traced_derivatives(SECOND["sinc"][0], (x, 0.0))
+        torch.testing.assert_close(found, torch.cat([part.flatten() for part in truth]), rtol=0, atol=1e-9)  # torch's cancels
 
 
 class Energy(nn.Module):

@@ -108,6 +108,14 @@ def _xlogy(y: Any, a: Any, b: Any) -> Partials:
     return _fn("log", graph.select(nothing, 1.0, b)), a / b
 
 
+def _atan2(y: Any, a: Any, b: Any) -> Partials:
+    """Zero where both are, as torch has it, since no derivative is right there."""
+    squares = a * a + b * b
+    zero = _fn("eq", squares, a.graph.const(0.0))
+    inverse = a.graph.select(zero, 0.0, 1.0 / a.graph.select(zero, 1.0, squares))
+    return b * inverse, -a * inverse
+
+
 OPERATIONS: dict[str, Operation] = {
     "add": Operation("({0} + {1})", lambda y, a, b: (1.0, 1.0)),
     "sub": Operation("({0} - {1})", lambda y, a, b: (1.0, -1.0)),
@@ -136,7 +144,7 @@ OPERATIONS: dict[str, Operation] = {
     "erf": Operation("math.erf({0})", lambda y, a: (2.0 / math.sqrt(math.pi) * _fn("exp", -(a * a)),)),
     "erfc": Operation("math.erfc({0})", lambda y, a: (-2.0 / math.sqrt(math.pi) * _fn("exp", -(a * a)),)),
     "hypot": Operation("math.sqrt({0} * {0} + {1} * {1})", lambda y, a, b: (a / y, b / y)),
-    "atan2": Operation("math.atan2({0}, {1})", lambda y, a, b: (b / (a * a + b * b), -a / (a * a + b * b))),
+    "atan2": Operation("math.atan2({0}, {1})", _atan2),
     "xlogy": Operation("select(({0} == 0.0) & ({1} == {1}), 0.0, {0} * math.log({1}))", _xlogy),
     "abs": Operation("abs({0})", lambda y, a: (_fn("sign", a),)),
     "sign": Operation("select({0} > 0.0, 1.0, select({0} < 0.0, -1.0, {0}))", _nothing),

@@ -46,6 +46,15 @@ def _var(a: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = Fals
     return squares.sum(dim, keepdim=keepdim) / (count - (correction if unbiased else 0))
 
 
+def _with_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function's spread and the mean beside it, as torch.var_mean has them."""
+
+    def both(a: Tensor, dim: Any = None, *args: Any, keepdim: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return spread(a, dim, *args, keepdim=keepdim, **kwargs), a.mean(dim, keepdim=keepdim)
+
+    return both
+
+
 def _std(*args: Any, **kwargs: Any) -> Tensor:
     variance = _var(*args, **kwargs)
     zero = variance == 0.0  # where its derivative is zero, not infinite
@@ -58,6 +67,15 @@ def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
     result = (a - mean) / spread
     result = result if weight is None else result * weight
     return (result if bias is None else result + bias), mean, spread
+
+
+def _sinc(a: Tensor) -> Tensor:
+    """sin(pi a) / (pi a); a few terms of its series near 0, where the quotient has no derivatives."""
+    z = math.pi * a
+    near = z.abs() < 0.02  # the term that is left out is z^8 / 9!
+    squares, far = z * z, torch.where(near, 1.0, z)
+    series = 1.0 - squares / 6.0 * (1.0 - squares / 20.0 * (1.0 - squares / 42.0))
+    return torch.where(near, series, torch.sin(far) / far)
 
 
 def _reduced(losses: Tensor, reduction: int) -> Tensor:
@@ -100,10 +118,13 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "remainder": lambda a, b: a - b * torch.floor(a / b),
     "rsqrt": lambda a: 1.0 / torch.sqrt(a),
     "silu": lambda a: a * torch.sigmoid(a),
+    "sinc": _sinc,
     "smooth_l1_loss": _smooth_l1,
     "softplus": _softplus,
     "special_xlog1py": lambda a, b: torch.xlogy(a, 1.0 + b),
     "square": lambda a: a * a,
     "std": _std,
+    "std_mean": _with_mean(_std),
     "var": _var,
+    "var_mean": _with_mean(_var),
 }

@@ -83,10 +83,15 @@ RULES["amax"] = lambda trace, a, dim=(), keepdim=False: reduced(trace, "max", a,
 RULES["amin"] = lambda trace, a, dim=(), keepdim=False: reduced(trace, "min", a, dim, keepdim)
 
 
-@rule("cumsum")
-def _cumsum(trace: Trace, a: Any, dim: int, dtype: Any = None) -> Symbol:
-    content = numbers(trace, a)
-    return Symbol(as_array(np.add.accumulate(content, axis=dim, dtype=object)), number_type(a))
+def _accumulated(operation: np.ufunc) -> Rule:
+    def accumulated(trace: Trace, a: Any, dim: int, dtype: Any = None) -> Symbol:
+        """Sums or products of everything so far."""
+        return Symbol(as_array(operation.accumulate(numbers(trace, a), axis=dim, dtype=object)), number_type(a))
+
+    return accumulated
+
+
+RULES["cumsum"], RULES["cumprod"] = _accumulated(np.add), _accumulated(np.multiply)
 
 
 @rule("linalg_vector_norm")

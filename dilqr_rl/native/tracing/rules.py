@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dilqr_rl.native.tracing.trace import Trace
 
 Rule = Callable[..., Any]
+OF_DATA = ("_local_scalar_dense", "is_nonzero", "item", "equal", "_assert_async")  # whose results torch can't foretell
 LARGEST = 20_000  # nodes that one rule may make
 
 RULES: dict[str, Rule] = {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.native.tracing.rules import (
+    OF_DATA,
     RULES,
     elementwise,
     number_type,
@@ -132,7 +133,10 @@ def _split(trace: Trace, a: Any, size: int, dim: int = 0) -> list[Symbol]:
 
 @rule("diagonal")
 def _diagonal(trace: Trace, a: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Symbol:
-    return Symbol(np.diagonal(numbers(trace, a), offset, dim1, dim2), a.dtype)
+    content = numbers(trace, a)
+    view = np.diagonal(content, offset, dim1, dim2)
+    view.flags.writeable = content.flags.writeable  # which NumPy leaves off, where torch lets people write
+    return Symbol(view, a.dtype)
 
 
 @rule("flip")
@@ -186,6 +190,32 @@ def _index_put_(trace: Trace, a: Any, indices: Sequence[Any], values: Any, accum
     else:
         content[places] = new
     return a
+
+
+@rule("index_put")
+def _index_put(trace: Trace, a: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Symbol:
+    return _index_put_(trace, Symbol(numbers(trace, a).copy(), a.dtype), indices, values, accumulate)  # type: ignore[no-any-return]
+
+
+@rule("scatter")
+def _scatter(trace: Trace, a: Any, dim: int, index: Any, source: Any, reduce: str = "") -> Symbol:
+    if reduce:
+        raise trace.refusal("scatter", "that reduces has no native form")
+    return _scattered(trace, a, dim, index, source, adds=False)
+
+
+RULES["scatter_add"] = lambda trace, *args: _scattered(trace, *args, adds=True)
+
+
+def _scattered(trace: Trace, a: Any, dim: int, index: Any, source: Any, *, adds: bool) -> Symbol:
+    content, places = numbers(trace, a).copy(), _known_index(trace, index)
+    new = numbers(trace, source)
+    for place in np.ndindex(places.shape):
+        at = list(place)
+        at[dim] = places[place]
+        number = new[place] if new.ndim else new[()]
+        content[tuple(at)] = content[tuple(at)] + number if adds else number
+    return Symbol(content, a.dtype)
 
 
 @rule("index_add")
@@ -268,7 +298,7 @@ RULES["new_ones"] = lambda trace, a, size, **_: _filled(trace, size, 1.0)
 RULES["new_full"] = lambda trace, a, size, value, **_: _filled(trace, size, value)
 
 
-@rule("_local_scalar_dense", "is_nonzero", "item", "equal", "_assert_async")
+@rule(*OF_DATA)
 def _no_branch(trace: Trace, *args: Any) -> Any:
     raise trace.refusal(
         "a branch or a Python number",

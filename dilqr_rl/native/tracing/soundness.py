@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dilqr_rl.native.codegen.operations import OPERATIONS
-from dilqr_rl.native.tracing.rules import Rule, elementwise, refuse_unknown
+from dilqr_rl.native.tracing.rules import OF_DATA, Rule, elementwise, refuse_unknown
 from dilqr_rl.native.tracing.symbols import Symbol, strides_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def applied(trace: Trace, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
         UntraceableError: it is of another type or shape.
     """
     name = func._schema.name.removeprefix("aten::")
+    if name in OF_DATA:
+        return rule(trace, *args, **kwargs)
     if name == "index":
         for index in args[1]:
             refuse_unknown(trace, index)

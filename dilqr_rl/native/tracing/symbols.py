@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from dilqr_rl.native.codegen.evaluate import evaluate
 from dilqr_rl.native.codegen.graph import Graph, Matrix, Node
+from dilqr_rl.native.tracing.places import here
 
 UNKNOWN = "unknown"  # the leaf that stands for what has no native form; generated code may not need it
 
@@ -67,7 +68,7 @@ class Symbol(Tensor):
         """
         content, graph = self.content, graph_of(self.content)
         if graph is None or graph.parameters is None:
-            raise UntraceableError("a traced tensor has no numbers while its function is being traced")
+            raise UntraceableError(f"what Python or NumPy makes of a tensor's numbers has no native form{here()}")
         nodes = nodes_of(graph, content)
         if not all(node.static for node in nodes):
             raise UntraceableError(
@@ -79,6 +80,10 @@ class Symbol(Tensor):
     def numpy(self, **_: Any) -> Any:
         """The numbers of the plain tensor."""
         return self.plain().numpy()
+
+    def tolist(self) -> Any:
+        """The numbers of the plain tensor, as Python's."""
+        return self.plain().tolist()
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.plain()

@@ -8,9 +8,7 @@ branch, `.item()`, `.numpy()`) or has no rule raises `UntraceableError`, with th
 from __future__ import annotations
 
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from dilqr_rl.native.codegen.graph import Graph, Matrix
 from dilqr_rl.native.tracing.formulas import FORMULAS
+from dilqr_rl.native.tracing.places import here, line_of
 from dilqr_rl.native.tracing.rules import find_rule, root_of
 from dilqr_rl.native.tracing.soundness import applied
 from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array, graph_of, with_symbols
@@ -33,7 +32,6 @@ _CONVERSIONS = ("lift_fresh", "lift_fresh_copy")  # of a tensor that torch.tenso
 _RANDOM = ("rand", "normal", "bernoulli", "dropout", "multinomial", "uniform", "exponential_", "poisson")
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD = torch.autograd.graph._engine_run_backward.__code__
-_LIBRARIES = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent), str(Path(np.__file__).parent))
 
 
 class Trace(TorchDispatchMode):
@@ -46,6 +44,8 @@ class Trace(TorchDispatchMode):
     Attributes:
         constants: integer and boolean tensors whose numbers were taken over, each with its version then.
     """
+
+    supports_higher_order_operators = True  # so that they get here, and are refused by name
 
     def __init__(self, graph: Graph, values: Iterable[Tensor]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Trace(TorchDispatchMode):
         except UntraceableError:
             raise
         except Exception as error:
-            raise UntraceableError(f"{type(error).__name__}: {error}{_place_of(error)}") from error
+            raise UntraceableError(f"{type(error).__name__}: {error}{line_of(error)}") from error
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -96,6 +96,8 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply the rule of an operation; where there is none, break the operation down further."""
+        if not hasattr(func, "_schema"):  # torch.cond and its like, which take functions
+            raise self.refusal(f"torch.{func.name()}", "has no native form; write torch.where(mask, a, b) for a choice")
         name = func._schema.name.removeprefix("aten::")
         if any(part in name for part in _RANDOM):
             raise self.refusal(name, "draws random numbers")
@@ -104,6 +106,8 @@ class Trace(TorchDispatchMode):
             return self._made_plain(func(*args, **(kwargs or {})), keep=not tensors or name in _CONVERSIONS)
         if name == "detach" and self._is_autograds_own(sys._getframe(1)):
             return Symbol(args[0].content, args[0].dtype)
+        if any(_is_complex(part) for part in tree_flatten((args, kwargs))[0]):
+            raise self.refusal(name, "of complex numbers has no native form")
         frame = sys._getframe(1)
         self._called_from = None if name == "detach" else (frame, frame.f_lasti)
         if _inside_custom_function():
@@ -153,7 +157,7 @@ class Trace(TorchDispatchMode):
 
     def refusal(self, name: str, reason: str) -> UntraceableError:
         """The error for an operation, with the place in the function that is being traced."""
-        return UntraceableError(f"{name} {reason}{_place()}")
+        return UntraceableError(f"{readable(name)} {reason}{here()}")
 
     def _made_plain(self, result: Any, keep: bool) -> Any:
         """What an operation without symbols gives: numbers become constants, integers and booleans stay tensors."""
@@ -186,15 +190,16 @@ class Trace(TorchDispatchMode):
         return argument
 
     def _break_down(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        with self:
-            if name in FORMULAS:
+        if name in FORMULAS:
+            with self:
                 return FORMULAS[name](*args, **kwargs)
-            result = func.decompose(*args, **kwargs)
-            if result is NotImplemented:
-                from torch._decomp import decomposition_table
-
-                if func in decomposition_table:
-                    result = decomposition_table[func](*args, **kwargs)
+        try:
+            with self:
+                result = _in_parts(func, args, kwargs)
+        except UntraceableError as error:
+            if name.endswith("_"):  # what stands in the way of an operation in place is mostly what it writes into
+                raise
+            raise self.refusal(name, "has no native form") from error  # not the part of it that has none
         if result is NotImplemented:
             raise self.refusal(name, "has no native form")
         return result
@@ -212,6 +217,26 @@ class Trace(TorchDispatchMode):
         return numbers
 
 
+def _in_parts(func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation by others, as torch has it; NotImplemented where it is none."""
+    result = func.decompose(*args, **kwargs)
+    if result is NotImplemented:
+        from torch._decomp import decomposition_table
+
+        if func in decomposition_table:
+            result = decomposition_table[func](*args, **kwargs)
+    return result
+
+
+def _is_complex(argument: Any) -> bool:
+    return isinstance(argument, complex) or (isinstance(argument, Tensor) and argument.is_complex())
+
+
+def readable(name: str) -> str:
+    """An operation's name as people know it: linalg_solve for _linalg_solve_ex."""
+    return name.removeprefix("prims::").lstrip("_").removesuffix("_ex")
+
+
 def _inside_custom_function() -> bool:
     """Whether the traced function is inside the forward of an autograd.Function."""
     frame = sys._getframe(2)
@@ -220,21 +245,3 @@ def _inside_custom_function() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
-
-
-def _place() -> str:
-    """The line of the traced function that is being run."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((*_LIBRARIES, "<")):
-            return f", in {file}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def _place_of(error: BaseException) -> str:
-    """The innermost line of an error's traceback that is no library's."""
-    lines = traceback.extract_tb(error.__traceback__)
-    ours: Sequence[traceback.FrameSummary] = [line for line in lines if not line.filename.startswith((*_LIBRARIES, "<"))]
-    return f", in {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
