@@ -169,6 +169,14 @@ CONSTANTS: dict[str, Operation] = {
     "of NumPy": lambda x, u: torch.as_tensor(np.array([0.1, 0.2, 0.3])) * x + torch.from_numpy(np.ones(3)) * x,
     "closures": lambda x, u: x * V + (M @ V) * x + V.sin().sum() + M[1],
 }
+
+
+def inertia(x: Tensor) -> Tensor:
+    """A mass matrix, say, of numbers within 2."""
+    q = torch.cat((x, x), -1)[..., :3]
+    return M.T @ M + 3.0 * torch.eye(3, dtype=x.dtype) + 0.1 * q.sin().unsqueeze(-1) * q.cos().unsqueeze(-2)
+
+
 ALGEBRA: dict[str, Operation] = {
     "x @ M": lambda x, u: x @ M + x @ M.mT + torch.matmul(x, M.T),
     "M @ x": lambda x, u: (M @ x.unsqueeze(-1)).squeeze(-1) + torch.matmul(M, x[..., None])[..., 0],
@@ -180,6 +188,18 @@ ALGEBRA: dict[str, Operation] = {
     "of constants": lambda x, u: torch.mv(M, V) * x + torch.dot(V, V) + torch.outer(V, V)[0] * x + torch.mm(M, M)[1] * x,
     "cross": lambda x, u: torch.linalg.cross(x, V.expand_as(x)) + torch.cross(x, x.flip(-1), dim=-1),
     "linear": lambda x, u: F.linear(x, M) + F.linear(x * x, M, V),
+    "solve": lambda x, u: (
+        torch.linalg.solve(inertia(x), x)
+        + torch.linalg.solve(inertia(x), torch.stack((x, V.expand_as(x)), -1))[..., 1]
+        + torch.linalg.solve(inertia(x), x.unsqueeze(-2), left=False).squeeze(-2)
+    ),
+    "solve, small": lambda x, u: torch.cat(
+        (torch.linalg.solve(inertia(x)[..., :2, :2], u), torch.linalg.solve(2 + x[..., :1, None], u[..., :1])), -1
+    ),
+    "inv": lambda x, u: (
+        (torch.linalg.inv(inertia(x)) @ x.unsqueeze(-1)).squeeze(-1) + inertia(u)[..., :2, :2].inverse().sum(-1)[..., [0, 1, 1]]
+    ),
+    "det": lambda x, u: spread(torch.linalg.det(inertia(x)) + inertia(x)[..., 1:, 1:].logdet()) * x,
     "tensordot": lambda x, u: torch.tensordot(x, M, dims=1),
 }
 ACTIVATIONS: dict[str, Operation] = {

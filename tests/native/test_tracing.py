@@ -23,6 +23,7 @@ from dilqr_rl.native.codegen.derivatives import cotangents, tangents
 from dilqr_rl.native.codegen.evaluate import evaluate
 from dilqr_rl.native.model import Functions, write_model
 from dilqr_rl.native.programs import trace_problem
+from dilqr_rl.native.tracing.matrices import MATRIX_FORMULAS
 
 Backend = Literal["auto", "native", "torch"]
 
@@ -465,6 +466,23 @@ def test_the_series_of_sinc_meets_its_quotient() -> None:
         truth = (value(z), torch.autograd.functional.jacobian(value, z), torch.autograd.functional.hessian(value, z))
         found = traced_derivatives(SECOND["sinc"][0], (x, 0.0))
         torch.testing.assert_close(found, torch.cat([part.flatten() for part in truth]), rtol=0, atol=1e-9)  # torch's cancels
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_solutions_of_ill_conditioned_matrices_keep_their_digits(n: int) -> None:
+    """To the condition number (1e6) times the rounding of float64, and some. The truths: A is made of them."""
+    (first, last), sizes = (
+        (torch.linalg.qr(normal(n, n, seed=seed)).Q for seed in (1, 2)),
+        torch.logspace(0, -6, n, dtype=FLOAT),
+    )
+    matrix, inverse, ones = (
+        first @ torch.diag(sizes) @ last.T,
+        last @ torch.diag(1.0 / sizes) @ first.T,
+        torch.ones(n, dtype=FLOAT),
+    )
+    torch.testing.assert_close(MATRIX_FORMULAS["_linalg_solve_ex"](matrix, matrix @ ones)[0], ones, rtol=0, atol=2e-9)
+    found = MATRIX_FORMULAS["linalg_inv_ex"](matrix)[0]
+    torch.testing.assert_close(found, inverse, rtol=0, atol=2e-9 * inverse.norm().item())
 
 
 class Energy(nn.Module):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dilqr_rl.native.tracing.matrices import MATRIX_FORMULAS
+
 
 def _elu(a: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
     below = torch.where(a > 0.0, 0.0, a)  # where the other branch holds, this one must not overflow: 0 times infinity is NaN
@@ -95,7 +97,7 @@ def _smooth_l1(a: Tensor, b: Tensor, reduction: int = 1, beta: float = 1.0) -> T
     return _reduced(torch.where(near, 0.5 * d * d / beta, d.abs() - 0.5 * beta) if beta > 0 else d.abs(), reduction)
 
 
-FORMULAS: dict[str, Callable[..., Any]] = {
+FORMULAS: dict[str, Callable[..., Any]] = MATRIX_FORMULAS | {
     "_softmax": _softmax,
     "addcdiv": lambda a, b, c, value=1: a + value * b / c,
     "addcmul": lambda a, b, c, value=1: a + value * b * c,

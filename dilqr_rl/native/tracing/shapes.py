@@ -194,7 +194,7 @@ def _index_put_(trace: Trace, a: Any, indices: Sequence[Any], values: Any, accum
 
 @rule("index_put")
 def _index_put(trace: Trace, a: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Symbol:
-    return _index_put_(trace, Symbol(numbers(trace, a).copy(), a.dtype), indices, values, accumulate)  # type: ignore[no-any-return]
+    return _index_put_(trace, Symbol(numbers(trace, a).copy(), a.dtype), indices, values, accumulate)
 
 
 @rule("scatter")

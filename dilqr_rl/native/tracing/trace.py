@@ -191,8 +191,11 @@ class Trace(TorchDispatchMode):
 
     def _break_down(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if name in FORMULAS:
-            with self:
-                return FORMULAS[name](*args, **kwargs)
+            try:
+                with self:
+                    return FORMULAS[name](*args, **kwargs)
+            except NotImplementedError as error:
+                raise self.refusal(name, f"{error} has no native form") from error
         try:
             with self:
                 result = _in_parts(func, args, kwargs)
