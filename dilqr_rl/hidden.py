@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_dynamic_layer_stack_depth, is_functorch_wrapped_tensor, maybe_get_level
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,8 +17,16 @@ from dilqr_rl.instance import SHARED, Instance
 __all__ = ["refuse_hidden_tensors"]
 
 
-def refuse_hidden_tensors(instance: Instance, x0: Tensor, controls: Tensor) -> None:
-    """Raise a ValueError where a function depends on a tensor with derivatives that isn't the instance's."""
+def refuse_hidden_tensors(instance: Instance, x0: Tensor, controls: Tensor, lowered: bool = False) -> None:
+    """Raise a ValueError where a function depends on a tensor with derivatives that isn't the instance's.
+
+    Args:
+        instance: the problems.
+        x0: start states (B, n).
+        controls: (B, T, m).
+        lowered: whether a transform of torch.func around this has been lowered, so that it can't be told from one inside a
+            function; such a function is refused, too.
+    """
     values = tuple(v.detach()[(0,) * lead] for v, lead in zip(instance.values, instance.leads, strict=True))
     plain = replace(instance, values=values, leads=(SHARED,) * len(values))
     x, u = x0[:1].detach(), controls[:1, 0].detach()
@@ -28,19 +36,20 @@ def refuse_hidden_tensors(instance: Instance, x0: Tensor, controls: Tensor) -> N
         "terminal_cost": lambda: plain.terminal_cost(x),
     }
     for name, function in functions.items():
-        if _is_hidden(function):
+        if _is_hidden(function, lowered):
             raise ValueError(
                 f"{name}: depends on a tensor that requires a gradient but is no parameter or buffer of the problem, so its "
                 "gradient would be lost. Make the function an nn.Module that holds it, pass it through params, or detach it."
             )
 
 
-def _is_hidden(function: Callable[[], Tensor]) -> bool:
+def _is_hidden(function: Callable[[], Tensor], lowered: bool) -> bool:
     """Whether a function's result has derivatives by a tensor that was there before: one of a transform, or a leaf met twice.
 
-    A function may make leaves of its own, as for `torch.autograd.grad` inside of it; these are others at each call.
+    A function may make leaves of its own, as for `torch.autograd.grad` inside of it; these are others at each call. So it may
+    have transforms of its own, whose tensors are those of a level above all that were there before.
     """
-    with torch.enable_grad(), _Transformed() as hidden:
+    with torch.enable_grad(), _Transformed(lowered) as hidden:
         try:
             first = function()
         except ValueError:
@@ -67,11 +76,18 @@ def _leaves(result: Tensor) -> set[int]:
 
 
 class _Transformed(TorchFunctionMode):
-    """Notices tensors of a transform of torch.func, which has been lowered here: what is made of them knows nothing of it."""
+    """Notices tensors of a transform of torch.func around this: once it has been lowered, their results know nothing of it."""
 
-    found = False
+    def __init__(self, lowered: bool) -> None:
+        super().__init__()
+        self.found, self._lowered, self._depth = False, lowered, get_dynamic_layer_stack_depth()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         parts = tree_leaves((args, kwargs))
-        self.found |= any(isinstance(part, Tensor) and is_functorch_wrapped_tensor(part) for part in parts)
+        self.found |= any(isinstance(part, Tensor) and self._is_from_around(part) for part in parts)
         return func(*args, **(kwargs or {}))
+
+    def _is_from_around(self, tensor: Tensor) -> bool:
+        if not is_functorch_wrapped_tensor(tensor):
+            return False
+        return self._lowered or not self._depth < maybe_get_level(tensor) <= get_dynamic_layer_stack_depth()

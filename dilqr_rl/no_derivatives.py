@@ -17,7 +17,7 @@ from torch import Tensor
 from dilqr_rl.derivatives import dynamics_jacobian, stage_gradient, stage_hessian, terminal_gradient, terminal_hessian
 from dilqr_rl.ilqr import rollout
 from dilqr_rl.instance import Instance
-from dilqr_rl.solution import Solution
+from dilqr_rl.solution import Solution, Status
 
 __all__ = ["Finding", "find_idle", "find_missing", "suspects"]
 
@@ -42,13 +42,15 @@ class Finding(NamedTuple):
 
 
 def suspects(solution: Solution) -> Tensor | None:
-    """The problems (K,) that ended where they began, with a control that never answers to the state.
+    """The problems (K,) that ended where they began, or got stuck, with a control that never answers to the state.
 
-    None in the usual case that no problem did.
+    None in the usual case that no problem did. Those that got stuck may have begun at another start, which was cheaper.
     """
-    if solution.num_iterations.numpy(force=True).min() > 0:
+    status = solution.status.numpy(force=True)
+    stuck = (status == Status.MAX_ITERATIONS) | (status == Status.LINE_SEARCH_FAILED)
+    if solution.num_iterations.numpy(force=True).min() > 0 and not stuck.any():
         return None
-    still = solution.converged & (solution.num_iterations == 0)
+    still = (solution.converged & (solution.num_iterations == 0)) | torch.from_numpy(stuck).to(solution.status.device)
     idle = (solution.gains == 0.0).all(3).all(1)
     return (still & idle.any(1)).nonzero().squeeze(1)
 

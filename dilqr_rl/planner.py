@@ -242,7 +242,7 @@ class ILQR(nn.Module):
 
         def solve(instance: Instance, x0: Tensor, guess: Guess | None) -> Solution:
             controls = x0.new_zeros(1, 1, self.problem.control_size) if guess is None else guess.controls
-            refuse_hidden_tensors(instance, x0, controls)
+            refuse_hidden_tensors(instance, x0, controls, lowered=True)
             return find(x0, named_values(instance), guess)
 
         def pullback(instance: Instance, solution: Solution) -> Pullback:

@@ -281,6 +281,10 @@ STATEMENTS: dict[str, Operation] = {
     "conversions": lambda x, u: x.to(torch.float64) * x.double() + V.to(x) * x.type_as(x).clone().contiguous(),
     "detached constants": lambda x, u: V.detach() * x + V.clone().detach() * x,
     "networks": lambda x, u: NETWORK(torch.cat((x, u), dim=-1)),
+    "torch.func": lambda x, u: (
+        torch.func.vmap(torch.func.grad(lambda row: (row**3).sum()))(x.reshape(-1, 3)).reshape(x.shape)
+        + torch.func.vmap(torch.func.jacrev(lambda row: row * row.sum()))(x.reshape(-1, 3)).sum(-1).reshape(x.shape)
+    ),
     "index_add": lambda x, u: torch.zeros_like(x).index_add(-1, INDEX, x * x),
     "copy": lambda x, u: torch.empty_like(x).fill_(0.3) + torch.zeros_like(x).copy_(x**2),
 }

@@ -16,6 +16,12 @@ from dilqr_rl.native.tracing import UntraceableError
 _LARGEST = 64  # of n + m: a sweep keeps some matrices of this size on a thread's stack
 
 
+def refuse_large(n: int, m: int) -> None:
+    """Raise an `UntraceableError` for more states and controls than a solver can be compiled for."""
+    if n + m > _LARGEST:
+        raise UntraceableError(f"native code is for n + m up to {_LARGEST}, got {n + m}")
+
+
 @cache
 def solver(n: int, m: int) -> ModuleType:
     """The module with `solve` and `adjoint` for states (n,) and controls (m,).
@@ -23,8 +29,7 @@ def solver(n: int, m: int) -> ModuleType:
     Raises:
         UntraceableError: it can't be compiled here, or for these sizes.
     """
-    if n + m > _LARGEST:
-        raise UntraceableError(f"native code is for n + m up to {_LARGEST}, got {n + m}")
+    refuse_large(n, m)
     return load(f"kernel_{n}_{m}", kernel_source(n, m), f"the solver for {n} states and {m} controls")
 
 

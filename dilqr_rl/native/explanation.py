@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dilqr_rl.derivatives import dynamics_jacobian, stage_hessian, terminal_hessian
 from dilqr_rl.guess import finite
+from dilqr_rl.hidden import refuse_hidden_tensors
 from dilqr_rl.instance import Instance, bind, own_tensors
 from dilqr_rl.native.programs import structure_of, traced
 from dilqr_rl.native.tracing import UntraceableError
@@ -49,8 +50,8 @@ def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
         x0: a start state (n,), near which native code is compared with the functions; zero by default.
 
     Raises:
-        ValueError: what a planner would raise: a function that fails, that PyTorch can't differentiate, or
-            that mixes the problems of a batch, a wrong shape.
+        ValueError: what a planner would raise: a function that fails, that PyTorch can't differentiate,
+            that mixes the problems of a batch or uses a network which the problem doesn't hold, a wrong shape.
     """
     if not isinstance(problem, ControlProblem):
         raise ValueError(f"problem: expected a ControlProblem, got {type(problem).__name__}.")
@@ -67,6 +68,8 @@ def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
     if unseen is not None:
         return Explanation(False, unseen, 0, count)
     bound = bind(problem, batch, None)
+    if torch.is_grad_enabled():
+        refuse_hidden_tensors(bound, batch, controls)
     try:
         model = traced(bound, batch, controls)
     except UntraceableError as error:

@@ -190,6 +190,7 @@ def traced(instance: Instance, x0: Tensor, u_init: Tensor) -> Model:
         ValueError: the functions fail.
     """
     _try_functions(instance, x0, u_init)
+    build.refuse_large(instance.problem.state_size, instance.problem.control_size)
     model = trace_problem(instance.problem)
     _compare(model, instance, x0, u_init)
     return model

@@ -64,6 +64,14 @@ def test_dynamics_without_derivatives_are_refused(name: str, backend: Backend) -
         plan(NO_DYNAMICS[name], cost, backend)
 
 
+def test_they_are_refused_where_a_cheaper_start_got_stuck() -> None:
+    """From half way to a bound, which is tried where zero controls lead nowhere, the control's own cost has a slope."""
+    far = lambda x, u: cost(x - 5.0, u)  # noqa: E731
+    problem = ControlProblem(NO_DYNAMICS["detached"], far, horizon=8, state_size=2, control_size=1, u_min=-10.0, u_max=10.0)
+    with pytest.raises(ValueError, match=r"dynamics: expected functions with derivatives, along which the solver moves"):
+        ILQR(problem, ILQROptions(backend="torch", max_iterations=10))(X0)
+
+
 @each_backend
 @pytest.mark.parametrize("name", NO_COSTS)
 def test_costs_without_derivatives_are_refused(name: str, backend: Backend) -> None:

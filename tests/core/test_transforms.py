@@ -281,6 +281,44 @@ def test_tied_tensors_and_integers_are_handed_over() -> None:
     assert torch.allclose(vmap(lambda x: one(x, twice).cost)(STARTS), one(STARTS, twice).cost)
 
 
+def cubed(x: Tensor) -> Tensor:
+    """3 x² by torch.func, row by row."""
+    rows = x.reshape(-1, x.shape[-1])
+    return vmap(grad(lambda row: (row**3).sum()))(rows).reshape(x.shape)
+
+
+def test_a_model_may_be_made_of_transforms() -> None:
+    def solve(drag: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        cost = QuadraticCost([1.0] * 4, [0.5] * 4)
+        one = ControlProblem(lambda x, u: 0.9 * x + u - 0.01 * drag(x), cost, horizon=3, state_size=2, control_size=2)
+        x0 = STARTS.clone().requires_grad_()
+        controls = ILQR(one, replace(OPTIONS, backend="torch"))(x0).controls
+        return controls, *torch.autograd.grad(controls.square().sum(), x0)
+
+    for found, truth in zip(solve(cubed), solve(lambda x: 3.0 * x * x), strict=True):
+        torch.testing.assert_close(found, truth, rtol=0, atol=1e-8)
+
+
+def test_another_transforms_tensor_inside_a_models_own_is_refused() -> None:
+    def loss(factor: Tensor) -> Tensor:
+        inner = vmap(lambda row: row * factor)
+        cost = QuadraticCost([1.0] * 4, [0.5] * 4)
+        hidden = ControlProblem(lambda x, u: x + inner(u), cost, horizon=3, state_size=2, control_size=2)
+        return ILQR(hidden, replace(OPTIONS, backend="torch"))(STARTS).cost.sum()
+
+    for transformed in (lambda: grad(loss)(FACTORS[0]), lambda: vmap(loss)(FACTORS)):
+        with pytest.raises(ValueError, match="dynamics: depends on a tensor"):
+            transformed()
+    with pytest.raises(ValueError, match="dynamics: depends on a tensor"):
+        vmap(lambda x, factor: ILQR(scaled(factor), replace(OPTIONS, backend="torch"))(x).cost)(STARTS, FACTORS)
+
+
+def scaled(factor: Tensor) -> ControlProblem:
+    inner = vmap(lambda row: row * factor)
+    cost = QuadraticCost([1.0] * 4, [0.5] * 4)
+    return ControlProblem(lambda x, u: x + inner(u[None])[0], cost, horizon=3, state_size=2, control_size=2)
+
+
 def test_a_leaf_in_a_closure_is_refused_under_a_transform(planner: ILQR) -> None:
     hidden = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     one = ControlProblem(lambda x, u: x + hidden * u, planner.problem.stage_cost, horizon=3, state_size=2, control_size=2)

@@ -62,6 +62,11 @@ def test_what_stands_in_the_way_is_named_with_its_line(dynamics: Callable[..., A
     assert str(told) == f"PyTorch, which is slower than native code: {told.reason}"
 
 
+def test_sizes_that_are_too_large_are_told() -> None:
+    large = ControlProblem(lambda x, u: x + u, cost, horizon=2, state_size=64, control_size=1)
+    assert explain(large).reason == "native code is for n + m up to 64, got 65"
+
+
 def test_what_cannot_be_watched_is_told() -> None:
     numbers = iter(range(10**6))
     told = explain(problem(lambda x, u: x + u + 0.0 * next(numbers)))
@@ -71,7 +76,7 @@ def test_what_cannot_be_watched_is_told() -> None:
 
 def test_nothing_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double().requires_grad_(False)
     assert explain(problem(lambda x, u: x + net(torch.cat((x, u), -1)))).native
     assert not caplog.messages
 
@@ -83,6 +88,11 @@ def test_what_a_planner_would_refuse_is_refused() -> None:
         explain(problem(lambda x, u: x // 0.3 + u))
     with pytest.raises(ValueError, match=r"dynamics: expected PyTorch operations, .* got NumPy's"):
         explain(problem(lambda x, u: torch.as_tensor(np.sin(x.numpy())) + u))
+    net = nn.Linear(2, 2).double()
+    with pytest.raises(ValueError, match="dynamics: depends on a tensor that requires a gradient but is no parameter"):
+        explain(problem(lambda x, u: net(x) + u))
+    with torch.no_grad():
+        assert explain(problem(lambda x, u: net(x) + u)).native
     with pytest.raises(ValueError, match=r"x0: expected a tensor \(2,\), got \(3,\)"):
         explain(problem(branch), torch.zeros(3))
     with pytest.raises(ValueError, match="problem: expected a ControlProblem, got QuadraticCost"):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dilqr_rl.native.tracing.trace import Trace
 
 Rule = Callable[..., Any]
-OF_DATA = ("_local_scalar_dense", "is_nonzero", "item", "equal", "_assert_async")  # whose results torch can't foretell
+# operations whose results nobody can foretell without data
+OF_DATA = ("_local_scalar_dense", "is_nonzero", "item", "equal", "_assert_async", "_is_all_true", "_is_any_true")
 LARGEST = 20_000  # nodes that one rule may make
 
 RULES: dict[str, Rule] = {}
