@@ -90,6 +90,7 @@ def test_a_norm_at_rest() -> None:
     problem = problem_of(lambda x, u: 0.9 * x + u - 0.1 * torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x)
     found = ILQR(problem, ILQROptions(backend="native", tolerance=1e-9))(X0)
     assert found.converged.all()
+    assert not found.singular.any()
     smooth = problem_of(lambda x, u: 0.9 * x + u - 0.1 * (x.square().sum(-1, keepdim=True) + 1e-24).sqrt() * x)
     torch.testing.assert_close(found.controls, solve(smooth, "torch")[0].controls, rtol=0, atol=1e-7)
 
