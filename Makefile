@@ -16,8 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An sh prologue: "$folder" is an empty folder that is gone afterwards, however the recipe ends.
 IN_A_FOLDER = set -eu; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM
 
+WITH_THESE_PINS = export PIP_CONSTRAINT="$$folder/pins" PIP_BUILD_CONSTRAINT="$$folder/pins"
+
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test clients lint types wheel-test constraints clean
+.PHONY: help venv demo test clients lint types wheel-test newest lowest constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -53,20 +55,31 @@ types: $(INSTALLED)  ## mypy only
 	@ln -s "$(CURDIR)"/dilqr_rl/* "$(CURDIR)/envs" "$(CURDIR)/agents" build/typed/dilqr_rl/
 	@$(VENV)/bin/mypy build/typed/dilqr_rl $(wildcard examples/*.py benchmarks/*.py docs/*.py)
 
-# Machine code is found by its source: what `make test` has compiled serves here too.
+# Builds the wheel and runs the quick part of the suite on it, away from the checkout, in an environment without .venv, whose versions
+# PIP_CONSTRAINT tells. Machine code is found by its source and numba's version: what `make test` has compiled serves here too.
+define TEST_THE_WHEEL
+unset PYTHONPATH; \
+echo "building the wheel"; \
+$(VENV)/bin/python -m build --outdir "$$folder/dist" . >"$$folder/log" 2>&1 || { cat "$$folder/log"; exit 1; }; \
+wheel=$$(echo "$$folder"/dist/*.whl); \
+echo "installing $${wheel##*/} into a fresh environment"; \
+$(PYTHON) -m venv "$$folder/venv"; \
+"$$folder/venv/bin/pip" install --quiet "$$wheel[test]"; \
+"$$folder/venv/bin/pip" check; \
+mkdir "$$folder/suite"; cp -R tests pyproject.toml "$$folder/suite"; cd "$$folder/suite"; \
+"$$folder/venv/bin/python" -c "import dilqr_rl; print('testing', dilqr_rl.__file__)"; \
+export DILQR_CACHE_DIR="$(CURDIR)/.pytest_cache/d/native_code"; \
+"$$folder/venv/bin/pytest" -m "not slow" $(ARGS)
+endef
+
 wheel-test: $(INSTALLED)  ## build the wheel and run the quick part of the suite on it, away from the checkout
-	@$(IN_A_FOLDER); unset PYTHONPATH; \
-	echo "building the wheel"; \
-	$(VENV)/bin/python -m build --outdir "$$folder/dist" . >"$$folder/log" 2>&1 || { cat "$$folder/log"; exit 1; }; \
-	wheel=$$(echo "$$folder"/dist/*.whl); \
-	echo "installing $${wheel##*/} into a fresh environment"; \
-	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/pip" install --quiet "$$wheel[test]"; \
-	"$$folder/venv/bin/pip" check; \
-	mkdir "$$folder/suite"; cp -R tests pyproject.toml "$$folder/suite"; cd "$$folder/suite"; \
-	"$$folder/venv/bin/python" -c "import dilqr_rl; print('testing', dilqr_rl.__file__)"; \
-	export DILQR_CACHE_DIR="$(CURDIR)/.pytest_cache/d/native_code"; \
-	"$$folder/venv/bin/pytest" -m "not slow" $(ARGS)
+	@$(IN_A_FOLDER); $(TEST_THE_WHEEL)
+
+newest: $(INSTALLED)  ## wheel-test on the newest releases that pyproject.toml allows (with CUDA: some 6 GB, gone afterwards)
+	@$(IN_A_FOLDER); touch "$$folder/pins"; $(WITH_THESE_PINS); $(TEST_THE_WHEEL)
+
+lowest: $(INSTALLED)  ## wheel-test on the oldest releases that pyproject.toml allows (the same; older Pythons have more of them)
+	@$(IN_A_FOLDER); $(VENV)/bin/python tests/lowest_versions.py >"$$folder/pins"; $(WITH_THESE_PINS); $(TEST_THE_WHEEL)
 
 constraints: $(INSTALLED)  ## resolve the ranges of pyproject.toml anew and rewrite constraints.txt; torch keeps its pin
 	@$(IN_A_FOLDER); \

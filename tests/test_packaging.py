@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from lowest_versions import lowest_pins, requirements
+from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).parents[1]
 needs_checkout = pytest.mark.skipif(
@@ -52,6 +54,35 @@ def test_the_wheel_holds_our_files_and_nothing_else(tmp_path: Path) -> None:
     folders = {name.replace(".", "/"): folder for name, folder in package_folders().items()}
     ours = {f"{name}/{file.name}" for name, folder in folders.items() for file in folder.glob("*.py")}
     assert held == ours | {"dilqr_rl/py.typed"}
+
+
+def test_the_lowest_versions_are_the_lower_bounds(tmp_path: Path) -> None:
+    pyproject = tmp_path / "pyproject.toml"
+    text = """
+        [build-system]
+        requires = ["setuptools>=77"]
+        [project]
+        name = "dilqr_rl"
+        dependencies = ["torch>=2.8,!=2.9.0", "minari[hdf5] >= 0.5.3"]
+        [project.optional-dependencies]
+        test = ["dilqr-rl[ray]", "pytest<10,>=8.1"]
+        """
+    pyproject.write_text(text, encoding="utf-8")
+    assert lowest_pins(pyproject) == {"setuptools": "77", "torch": "2.8", "minari": "0.5.3", "pytest": "8.1"}
+
+    pyproject.write_text(text.replace("pytest<10,>=8.1", "pytest<10"), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"pyproject.toml: expected one lower bound '>=' of pytest, got 'pytest<10'. Name one."
+    ):
+        lowest_pins(pyproject)
+
+
+@needs_checkout
+def test_the_pinned_set_lies_in_the_ranges() -> None:
+    lines = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    for requirement in requirements(CHECKOUT / "pyproject.toml"):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
 @pytest.fixture

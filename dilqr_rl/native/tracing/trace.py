@@ -8,8 +8,8 @@ branch, `.item()`, `.numpy()`) or has no rule raises `UntraceableError`, with th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from types import FrameType
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ _SMALL_MATRIX = 32  # and so does a matrix larger than this
 _MOST_NUMBERS = 4096  # and one that fits neither form may not be larger than this
 _CONVERSIONS = ("lift_fresh", "lift_fresh_copy")  # of a tensor that torch.tensor has just made
 _RANDOM = ("rand", "normal", "bernoulli", "dropout", "multinomial", "uniform", "exponential_", "poisson")
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 
 
@@ -57,6 +56,7 @@ class Trace(TorchDispatchMode):
         self._made: dict[int, Tensor] = {}  # plain tensors that the function itself has made
         self._frozen: list[Any] = []  # contents that nobody may write into any more
         self._called_from: tuple[FrameType, int] | None = None  # the instruction that called the last operation
+        self._is_forward: dict[CodeType, bool] = {}  # what is known of the functions that operations were called from
 
     def symbol(self, tensor: Tensor) -> Symbol:
         """The symbol of a tensor that generated code gets as an argument."""
@@ -110,7 +110,7 @@ class Trace(TorchDispatchMode):
             raise self.refusal(name, "of complex numbers has no native form")
         frame = sys._getframe(1)
         self._called_from = None if name == "detach" else (frame, frame.f_lasti)
-        if _inside_custom_function():
+        if self._inside_custom_function():
             raise self.refusal(name, "in a custom autograd.Function, whose backward only PyTorch follows, has no native form")
         if not torch.is_grad_enabled():
             return self._without_gradient(func, name, args, kwargs or {})
@@ -122,6 +122,22 @@ class Trace(TorchDispatchMode):
         Nobody calls `detach` then: it comes from the instruction that called the last operation, or from the backward pass.
         """
         return frame.f_code is _BACKWARD or self._called_from == (frame, frame.f_lasti)
+
+    def _inside_custom_function(self) -> bool:
+        """Whether the traced function is inside the forward of an autograd.Function.
+
+        It goes by the forwards, since from torch 2.14 on `Function.apply` is no Python function, and leaves no frame.
+        """
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code is not Trace.run.__code__:
+            code = frame.f_code
+            if code not in self._is_forward:
+                forwards = (getattr(kind.forward, "__code__", None) for kind in _subclasses(torch.autograd.Function))
+                self._is_forward[code] = code in forwards
+            if self._is_forward[code]:
+                return True
+            frame = frame.f_back
+        return False
 
     def _apply(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         rule = find_rule(name)
@@ -240,11 +256,8 @@ def readable(name: str) -> str:
     return name.removeprefix("prims::").lstrip("_").removesuffix("_ex")
 
 
-def _inside_custom_function() -> bool:
-    """Whether the traced function is inside the forward of an autograd.Function."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code is not Trace.run.__code__:
-        if frame.f_code is _APPLY:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+def _subclasses(kind: type) -> Iterator[Any]:
+    """The classes that are made of this one, directly or not."""
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
