@@ -58,9 +58,7 @@ class ContextObservation(
         return replace(self._system.control_task(), observation_to_state=partial(leading_numbers, count=size))
 
 
-class ContextVectorObservation(
-    gym.vector.VectorWrapper[Observation, NDArray[np.float32], Observation, NDArray[np.float32], Any]
-):
+class ContextVectorObservation(gym.vector.VectorWrapper):  # which takes no types before Gymnasium 1.4
     """`ContextObservation` for a native batch: observations (N, n) become (N, n + p), `final_obs` too.
 
     Args:

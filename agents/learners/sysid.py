@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap
+from torch.func import jacrev, vmap
 
 from dilqr_rl.agents.demonstrations import Demonstrations
 from dilqr_rl.agents.learners.options import FitOptions
@@ -50,7 +50,7 @@ class SystemIdentification(PlanningLearner):
     @torch.no_grad()
     def sensitivities(self, segments: Segments) -> tuple[Tensor, Tensor]:
         """See `Learner`."""
-        parts = vmap(jacfwd(self._errors), in_dims=(None, 0, 0, 0))(self._values(), *_points(segments))
+        parts = vmap(jacrev(self._errors), in_dims=(None, 0, 0, 0))(self._values(), *_points(segments))
         rows = segments.states[:, 1].numel()
         return self.residuals(segments), torch.cat([part.reshape(rows, -1) for part in parts.values()], dim=1)
 

@@ -256,7 +256,7 @@ def readable(name: str) -> str:
     return name.removeprefix("prims::").lstrip("_").removesuffix("_ex")
 
 
-def _subclasses(kind: type) -> Iterator[Any]:
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
     """The classes that are made of this one, directly or not."""
     for subclass in kind.__subclasses__():
         yield subclass
