@@ -22,7 +22,7 @@ from dilqr_rl.agents.learnable import copy_values, parameter_values
 from dilqr_rl.agents.size_limit import SizeLimit
 from dilqr_rl.agents.soundness import told, unsound_values
 from dilqr_rl.agents.space_files import space_from_json, space_to_json
-from dilqr_rl.agents.tensor_files import TensorFileError, parse_json, read_tensors, write_tensors
+from dilqr_rl.agents.tensor_files import TensorFileError, load_exactly, parse_json, read_tensors, write_tensors
 from dilqr_rl.checks import plain
 from dilqr_rl.instance import bind
 from dilqr_rl.options import ILQROptions
@@ -166,7 +166,7 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
     config, tensors = read_checkpoint(path, policy_class.checkpoint_format)
     try:
         policy = _made_again(policy_class, config, SizeLimit(tensors), task)
-        policy.load_state_dict(tensors)
+        load_exactly(policy, tensors)
     except Exception as error:  # what a class makes of settings that were tampered with is nobody's to foresee
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
     refuse_unsound(path, policy)

@@ -41,12 +41,12 @@ class Contents:
 
 def write_archive(path: str | Path, contents: Contents, *, overwrite: bool) -> None:
     """Write a .npz file, whole or not at all; equal ones as equal bytes. Frames are left as they are, numbers are packed."""
-    arrays = {name: np.concatenate(parts) for name, parts in _columns(contents).items()}
+    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in _columns(contents).items()}
     save = np.savez if any(part.dtype.kind != "f" for name, part in arrays.items() if name not in _ALL) else np.savez_compressed
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
-            save(stream, allow_pickle=False, header=np.array(_header(contents)), **arrays)
+            save(stream, header=np.array(_header(contents)), **arrays)  # none of objects
 
     write_whole(path, write, overwrite=overwrite)
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dilqr_rl.agents.files import write_whole
 
-__all__ = ["TensorFileError", "parse_json", "read_tensors", "write_tensors"]
+__all__ = ["TensorFileError", "load_exactly", "parse_json", "read_tensors", "write_tensors"]
 
 _LENGTH = 8  # bytes that hold the header's length, to which it is padded, too
 _METADATA = "__metadata__"
@@ -53,6 +53,19 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if odd:
         raise TensorFileError(f"tensors of the types {odd}")
     return metadata, tensors
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`load_state_dict`, which takes the first of several numbers where the module has a single one (torch 2.8).
+
+    Raises:
+        ValueError: a tensor has another shape than the module's.
+        RuntimeError: one is missing, or too many.
+    """
+    for name, own in module.state_dict().items():
+        if name in tensors and tensors[name].shape != own.shape:
+            raise ValueError(f"{name}: expected the shape {tuple(own.shape)}, got {tuple(tensors[name].shape)}")
+    module.load_state_dict(tensors)
 
 
 def parse_json(text: str) -> Any:

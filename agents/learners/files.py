@@ -14,6 +14,7 @@ from torch import Tensor
 from dilqr_rl.agents.checkpoints import CheckpointError, read_checkpoint, refuse_unsound, write_checkpoint
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.size_limit import SizeLimit
+from dilqr_rl.agents.tensor_files import load_exactly
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.tasks import ControlTask, find_task, known_ids
 
@@ -63,7 +64,7 @@ def load_learner(learner_class: type[AnyLearner], path: str | Path, task: Contro
             raise ValueError(f"it was made with {config['task']}, the task has {_numbers(chosen)}; pass the same as task=")
         with SizeLimit(tensors):
             learner = _make_again(learner_class, chosen, config["settings"])
-        learner.load_state_dict(tensors)
+        load_exactly(learner, tensors)
     except Exception as error:  # and so may a learner
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
     refuse_unsound(path, learner)

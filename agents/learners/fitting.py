@@ -22,6 +22,7 @@ from dilqr_rl.agents.learners.options import FitOptions
 from dilqr_rl.agents.learners.run_folder import RunFolder, Snapshot, damaged
 from dilqr_rl.agents.learners.segments import Segments, cut
 from dilqr_rl.agents.soundness import told, unsound_values
+from dilqr_rl.agents.tensor_files import load_exactly
 from dilqr_rl.signals import like_ctrl_c
 
 if TYPE_CHECKING:
@@ -270,11 +271,11 @@ class _Run:
             return
         before = copy.deepcopy(self.learner.state_dict())
         try:
-            self.learner.load_state_dict(snapshot.best)
+            load_exactly(self.learner, snapshot.best)
             wrong = unsound_values(self.learner)
             if wrong:
                 raise ValueError(told(wrong))
-            self.learner.load_state_dict(snapshot.learner)
+            load_exactly(self.learner, snapshot.learner)
             self.optimiser.restore(snapshot.optimiser)
             self.choice.restore(snapshot.choice)
         except Exception as error:  # an optimiser takes over whatever it's given

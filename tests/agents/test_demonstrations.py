@@ -51,7 +51,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, content: dict[str, Any]) -> None:
-    np.savez(path, allow_pickle=True, **content)
+    np.savez(path, **content)
 
 
 def arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -56,7 +56,7 @@ def lm(learner: Learner, **changes: Any) -> LevenbergMarquardt:
 def test_an_undamped_step_solves_a_linear_problem() -> None:
     learner = Linear()
     loss = lm(learner, start=1e-15, longest_step=1e9).run_epoch(0)
-    solution, squares, _, _ = np.linalg.lstsq(A, B)
+    solution, squares, _, _ = np.linalg.lstsq(A, B, rcond=None)
     np.testing.assert_allclose(
         learner.position, solution, rtol=1e-9
     )  # normal equations: half the digits, in a condition of 1e4
@@ -68,7 +68,7 @@ def test_a_damped_step_is_that_of_marquardt() -> None:
     learner, weight = Linear(), 0.3
     lm(learner, start=weight, longest_step=1e9).run_epoch(0)
     rows = np.vstack((A, np.sqrt(weight * np.square(A).sum(0)) * np.eye(4)))
-    step, *_ = np.linalg.lstsq(rows, np.concatenate((B - A @ np.ones(4), np.zeros(4))))
+    step, *_ = np.linalg.lstsq(rows, np.concatenate((B - A @ np.ones(4), np.zeros(4))), rcond=None)
     np.testing.assert_allclose(learner.position - 1.0, step, rtol=1e-10)
 
 
@@ -87,7 +87,7 @@ def test_directions_that_the_data_do_not_show_hold_nothing_up(matrix: np.ndarray
     learner = Linear(matrix)
     optimiser = lm(learner, longest_step=1e200)
     losses = [optimiser.run_epoch(epoch) for epoch in range(8)]
-    solution, *_ = np.linalg.lstsq(matrix, B)
+    solution, *_ = np.linalg.lstsq(matrix, B, rcond=None)
     best = np.square(matrix @ solution - B).mean()
     if np.abs(matrix).max() > 1e-100:
         assert losses[-1] == pytest.approx(best, rel=1e-6)

@@ -50,7 +50,7 @@ def trajectory(A: Floats, B: Floats, x0: Floats) -> tuple[Floats, Floats]:
         forced[t + 1][:, t * M : (t + 1) * M] += B
     rows = np.concatenate((*forced[:HORIZON], np.eye(HORIZON * M)))
     wanted = np.concatenate((*(GOAL[:N] - x for x in free[:HORIZON]), *[GOAL[N:]] * HORIZON))
-    u = np.linalg.lstsq(rows, wanted)[0]
+    u = np.linalg.lstsq(rows, wanted, rcond=None)[0]
     return np.stack(free) + forced @ u, u.reshape(HORIZON, M)
 
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from learner_data import equal, make, plans, quick, tensors
+from packaging.version import Version
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -308,13 +310,14 @@ TAMPERED = [
     each("best.", lambda tensor: tensor.reshape(-1).repeat(3)),
     each("learner.", lambda tensor: tensor.reshape(-1).repeat(3)),
     each("optimiser.", lambda tensor: tensor.reshape(-1).repeat(3)),
-    each("optimiser.", lambda tensor: tensor.to(torch.complex64)),
     in_tensors(lambda kept: [kept.pop(name) for name in list(kept) if name.startswith("best.")]),
     in_tensors(lambda kept: [kept.pop(name) for name in list(kept) if name.startswith("learner.")]),
     in_tensors(lambda kept: [kept.pop(name) for name in list(kept) if name.startswith("optimiser.")]),
     in_tensors(lambda kept: kept.update({"optimiser.77.exp_avg": torch.zeros(())})),
     in_tensors(lambda kept: kept.update({"optimiser.x": torch.zeros(())})),
 ]
+if Version(version("safetensors")) >= Version("0.7"):  # older ones write no complex numbers
+    TAMPERED.append(each("optimiser.", lambda tensor: tensor.to(torch.complex64)))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lm"])
@@ -326,7 +329,7 @@ def test_a_folder_that_was_tampered_with_is_refused(
     file = tmp_path / "fit.safetensors"
     whole = file.read_bytes()
     for number, (progress, parts) in enumerate(TAMPERED):
-        if optimizer == "lm" and number in (21, 22):
+        if optimizer == "lm" and number in (20, 21):
             continue  # it takes what it knows by name
         file.write_bytes(whole)
         rewrite(file, progress, parts)
