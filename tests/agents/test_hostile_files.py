@@ -9,6 +9,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from learner_data import CHANGED, make, plans
+from packaging.version import Version
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -214,7 +216,12 @@ def test_whatever_stands_in_a_learner_s_settings(name: str, value: Any, tmp_path
         assert refused(lambda: load_learner(path), CheckpointError) in (None, str(path))
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.float8_e5m2])
+old_safetensors = pytest.mark.skipif(Version(version("safetensors")) < Version("0.7"), reason="it writes no complex numbers")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, pytest.param(torch.complex64, marks=old_safetensors), torch.float8_e5m2]
+)
 def test_tensors_of_odd_types_are_refused(dtype: torch.dtype, policy: Path) -> None:
     metadata, tensors = parts(policy)
     name = next(name for name in tensors if "mass" in name)
