@@ -76,6 +76,8 @@ CHANGED: dict[str, Callable[[Env], Env]] = {
     "Within": Within,
     "ReshapeObservation": lambda env: wrappers.ReshapeObservation(env, (3, 1)),
 }
+if not hasattr(wrappers, "DiscretizeObservation"):  # before Gymnasium 1.3
+    del CHANGED["DiscretizeObservation"]
 PASSED_ON: dict[str, Callable[[Env], Env]] = {
     "TimeLimit": lambda env: wrappers.TimeLimit(env, 5),
     "OrderEnforcing and PassiveEnvChecker": lambda env: wrappers.OrderEnforcing(wrappers.PassiveEnvChecker(env)),
