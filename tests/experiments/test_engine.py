@@ -49,7 +49,7 @@ def test_results_are_those_of_a_call_here_to_the_last_bit(outcome: tuple[Run, Pa
         assert held["result"] == run.records[f"draw-seed{seed}"].result
         np.testing.assert_array_equal(held["result"]["numbers"], expected)
         assert held["settings"] == {"what": "draw", "seed": seed}
-        assert held["versions"]["torch"] == torch.__version__
+        assert held["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # a build has two names
         assert 0 <= held["seconds"] < 10
         assert held["attempts"] == 1
     assert sorted(order) == sorted(trial.key for trial in TRIALS)
