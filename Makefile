@@ -68,6 +68,7 @@ $(PYTHON) -m venv "$$folder/venv"; \
 "$$folder/venv/bin/pip" check; \
 mkdir "$$folder/suite"; cp -R tests pyproject.toml "$$folder/suite"; cd "$$folder/suite"; \
 "$$folder/venv/bin/python" -c "import dilqr_rl; print('testing', dilqr_rl.__file__)"; \
+"$$folder/venv/bin/pip" list --format freeze | grep -E "^(torch|numpy|numba|gymnasium|stable.baselines3)==" | paste -s -d " "; \
 export DILQR_CACHE_DIR="$(CURDIR)/.pytest_cache/d/native_code"; \
 "$$folder/venv/bin/pytest" -m "not slow" $(ARGS)
 endef
