@@ -77,7 +77,7 @@ def episode(learner: Learner, seed: int, seconds: float) -> list[Image.Image]:
     (found,) = roll_out(learner, ENV, episodes=1, seed=seed).demonstrations.episodes
     env: gym.Env[Any, Any] = gym.make(ENV, render_mode="rgb_array")
     every = env.metadata["render_fps"] // FRAMES_PER_SECOND  # steps from one frame to the next
-    shown = found.observations[::every][: 1 + round(seconds * FRAMES_PER_SECOND)]
+    shown = found.state_observations[::every][: 1 + round(seconds * FRAMES_PER_SECOND)]
     frames = [drawn(env, observation) for observation in shown]
     env.close()
     return frames
