@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dilqr_rl.consistency import agree
+from dilqr_rl.consistency import agree, is_rounding
 from dilqr_rl.native import build
 from dilqr_rl.native.audit import Audit
 from dilqr_rl.native.comparison import Function, compare
@@ -107,7 +107,8 @@ class Stepper(ABC):
             return found
         right = self._audit.look(lambda: self._plainly(*given) if self._is_as_compiled() else found)
         pairs = zip(self._compared(found), self._compared(right), strict=True)
-        if all(agree(torch.from_numpy(one), torch.from_numpy(other)) for one, other in pairs):
+        same = all(agree(torch.from_numpy(one), torch.from_numpy(other)) for one, other in pairs)
+        if same or self._is_rounding(found, given):
             return found
         _tell(
             self._label,
@@ -116,6 +117,13 @@ class Stepper(ABC):
         )
         self.native = False
         return right
+
+    def _is_rounding(self, found: Any, given: Sequence[NDArray[np.float64]]) -> bool:
+        def plainly(*given: Tensor) -> list[Tensor]:
+            return [torch.from_numpy(part) for part in self._compared(self._plainly(*(one.numpy() for one in given)))]
+
+        numbers = [torch.from_numpy(part) for part in self._compared(found)]
+        return is_rounding(numbers, plainly, [torch.from_numpy(one) for one in given])
 
     @abstractmethod
     def _natively(self, *given: Any) -> Any:
