@@ -9,13 +9,13 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from interpreted_code import differences
 from problems import FLOAT, normal, uniform
 from torch import Tensor, nn
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, Solution, explain
 
 Formula = tuple[Any, ...]
 PARAMETERS, BATCH, HORIZON = 4, 24, 4
@@ -263,6 +263,7 @@ def test_the_code_of_random_networks_has_their_derivatives(
     n, m = sizes
     dynamics = RandomNetwork(n, m, layers)
     problem = ControlProblem(dynamics, NetworkCost(dynamics), horizon=1, state_size=n, control_size=m)
+    assume("too large" not in explain(problem).reason)  # as the derivatives of a wide softmax are
     assert not differences(problem, [seed])
 
 
