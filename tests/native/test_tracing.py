@@ -545,7 +545,8 @@ def with_layer(layer: Any) -> nn.Module:
     return Model()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, of TorchScript and its compiler
+# torch's own, of TorchScript and its compiler; FutureWarning from 2.14 on
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_compiled_modules_work_and_scripted_ones_are_refused(backend: Any, whole: bool) -> None:
