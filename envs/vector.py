@@ -190,7 +190,8 @@ class SystemVectorEnv(gym.vector.VectorEnv[NDArray[Any], NDArray[np.float32], ND
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close what the environments hold open, which is nothing."""
-        self.system.close()
+        if hasattr(self, "system"):  # Gymnasium 1.1 closes what had wrong arguments, too
+            self.system.close()
 
     def _seed_those_without(self) -> None:
         if not self._generators:

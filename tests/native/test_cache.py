@@ -161,11 +161,11 @@ def test_a_read_only_cache_is_used_but_not_filled(
 ) -> None:
     """Root may write everywhere, so the refusal is put in by hand."""
     load()
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before, stamp = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}, os.utime
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
         patch.setattr(cache, "_hidden", refuse)
-        patch.setattr(os, "utime", lambda path, *times: None if times else refuse())
+        patch.setattr(os, "utime", lambda path, *times: stamp(path, *times) if times else refuse())
         caplog.clear()
         assert not compiled(load())
         assert caplog.messages == []
