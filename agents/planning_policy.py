@@ -33,8 +33,7 @@ from dilqr_rl.agents.observations import STATE
 from dilqr_rl.agents.plan_state import PlanState, State, last_plans
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
-from dilqr_rl.agents.wrapped_actions import refuse_changed_actions
-from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changed_observations, task_of
+from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changes, task_of
 from dilqr_rl.checks import number, plain
 from dilqr_rl.guess import Guess
 from dilqr_rl.options import ILQROptions
@@ -149,14 +148,14 @@ class PlanningPolicy(BasePolicy):
                 `observation_to_state` of its own wrappers may change the observations.
 
         Raises:
-            ValueError: the environment's model isn't known, a wrapper changes what it reads, or an argument is wrong.
+            ValueError: the environment's model isn't known, a wrapper changes what it reads or what its actions mean, or an
+                argument is wrong.
         """
         if not isinstance(env, gym.Env):
             raise ValueError(f"env: expected a Gymnasium environment, got {env!r}. Make it with gymnasium.make first.")
         given = kwargs.pop("task", None)
-        refuse_changed_observations(env, None if given is None else as_task(given))
+        refuse_changes(env, None if given is None else as_task(given))
         task = as_task(find_task(env) if given is None else given)
-        refuse_changed_actions(env, task)
         chosen = {"task": task, "warm_start": True, "starts": task.starts, **kwargs}
         return cls(env.observation_space, env.action_space, lambda _: 3e-4, **chosen)
 

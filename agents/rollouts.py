@@ -24,7 +24,7 @@ from dilqr_rl.agents.observations import by_episode, checked, stacked
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import fitted
-from dilqr_rl.agents.wrappers import changed_observations, refuse_changed_observations
+from dilqr_rl.agents.wrappers import changes, refuse_changes
 from dilqr_rl.checks import MOST, whole
 from dilqr_rl.tasks import ControlTask, find_task
 
@@ -132,7 +132,7 @@ def record(env: gym.Env[Any, Any], policy: Callable[[Any], ArrayLike] | Any, *, 
     Observations and actions are recorded as the outermost wrapper gives and takes them; `env_kwargs` tell how the environment
     was made, but not of wrappers put around it. To plan from such observations, a task says what state they mean: see
     `ControlTask.observation_to_state` and `register_task`. A policy that plans without such a task is refused where a wrapper
-    changes what its model reads; of others a line in the log says so.
+    changes what its model reads or what its actions mean; of others a line in the log says so.
 
     Args:
         env: one that ends its episodes, by itself or by a time limit.
@@ -174,7 +174,7 @@ def record_plans(env: gym.Env[Any, Any], learner: Learner, *, episodes: int, see
     """
     episodes, seed = _checked_numbers(episodes, seed)
     _check_recordable(env)
-    refuse_changed_observations(env, learner.task)
+    refuse_changes(env, learner.task)
     starts = stacked([copy.deepcopy(env.reset(seed=seed + number)[0]) for number in range(episodes)])
     runs = []
     for number, controls in enumerate(learner.plan(starts)):
@@ -221,15 +221,17 @@ def _is_of_arrays(space: spaces.Space[Any]) -> bool:
 
 
 def _check_reader(env: gym.Env[Any, Any], policy: Any) -> None:
-    """Refuse a policy whose model doesn't read what the environment shows; say so where only the recording is to be read."""
+    """Refuse a policy whose model doesn't read what the environment shows, or whose actions mean something else there.
+
+    Of others a line in the log says it: no model is to be fitted to what is recorded.
+    """
     owner = policy.policy if isinstance(policy, BaseAlgorithm) else policy
     task = getattr(owner, "task", None)
     if isinstance(task, ControlTask):
-        refuse_changed_observations(env, task)
-        return
-    told = changed_observations(env)
-    if told and _has_model(env):
-        _log.warning("these demonstrations are for learners with a task of their own; %s", told)
+        refuse_changes(env, task)
+    elif _has_model(env):
+        for told in changes(env):
+            _log.warning("these demonstrations are for learners with a task of their own; %s", told)
 
 
 def _has_model(env: gym.Env[Any, Any]) -> bool:

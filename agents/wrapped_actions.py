@@ -1,54 +1,104 @@
-"""Whether a wrapper gives actions another meaning than a model's: by what it makes of them, or else by its space."""
+"""Whether a wrapper gives actions another meaning than a model's: by what it makes of them, or else by its space.
+
+Gymnasium's `ActionWrapper` and, of batches, `VectorActionWrapper` say that they change actions: copies of them are given some.
+What other classes do to actions in their own `step` isn't seen, nor what a `VecEnvWrapper` does in `step_async`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
-from gymnasium.wrappers import ClipAction
+from gymnasium.vector import VectorActionWrapper
+from gymnasium.wrappers import ClipAction, StickyAction
+from gymnasium.wrappers.vector import ClipAction as ClipActions
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
+from torch import Tensor, nn
 
-from dilqr_rl.agents.layers import copied, found_in, wrappers
+from dilqr_rl.agents.layers import Copies, found_in, global_random_numbers_kept, wrappers
 from dilqr_rl.agents.spaces import has_all_actions
 from dilqr_rl.tasks import ControlTask, model_environment
 
-__all__ = ["refuse_actions_elsewhere", "refuse_changed_actions"]
+__all__ = ["ActionLayer", "action_layers", "changed_actions", "refuse_actions_elsewhere"]
 
-_TRIED = 8  # actions, to see what wrappers make of them
-_TIMES = 3  # each, to see whether it is the same every time
+_TIMES = 8  # that each action is tried, in between the others: what differs is noise, or memory
+_UNIT = 0.02  # of half the range: by how much a gain, a mix of two components or an offset may be off
+_RESOLUTION = 0.05  # of half the range: what steps and a dead zone may leave of a straight line, root mean square
+_SURE = 4.0  # standard errors of a gain that is measured with noise
+_FAR = (1.0, 1000.0)  # where there is no bound, actions are tried up to here
+_WELCOME = (ClipAction, ClipActions, StickyAction)
+_UNTOLD = " It can't be tried on a copy: call env.reset() first, if it needs that, or give what can't be copied a __deepcopy__."
+_ELSEWHERE = " What it makes of them can't be seen from here; in this process (DummyVecEnv) it is tried."
+Change = Callable[[NDArray[Any]], NDArray[Any]]
+Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def refuse_changed_actions(env: gym.Env[Any, Any], task: ControlTask) -> None:
-    """Raise a ValueError where a wrapper gives actions another meaning than a model's, which its bounds don't show.
+@dataclass(frozen=True)
+class ActionLayer:
+    """A wrapper that changes actions.
 
-    What reaches the environment is compared with the control that the task means by an action. Where the model isn't the
-    environment's own, whose units nobody knows, the outermost wrapper that has other bounds must have those of the task, from
-    end to end. Limits within the environment's own are a person's choice. Noise is a disturbance, discrete actions mean what a
-    task says.
+    Attributes:
+        name: its class.
+        takes: the space of one action as it takes it.
+        gives: the same of what it makes of it.
+        change: actions (N, m) -> what it makes of them; None where it can't be copied.
     """
-    if isinstance(env.action_space, spaces.Discrete):
-        return
+
+    name: str
+    takes: spaces.Space[Any]
+    gives: spaces.Space[Any]
+    change: Change | None
+
+
+def changed_actions(env: gym.Env[Any, Any], task: ControlTask, around: Sequence[ActionLayer] = ()) -> str:
+    """Which wrappers give actions another meaning than a task's model, which bounds don't show, as an error says it; else "".
+
+    What reaches the environment is compared with the control that the task means by an action: over actions between the task's
+    bounds a line is fitted to the mean of some tries each. Its gains, offsets and mixes of components must be right to 2 % of
+    half the range, what is left to 5 %: an actuator's steps, dead zone or noise is a disturbance, another unit, sign or filter
+    isn't. `StickyAction` is known to be a disturbance; limits, as `ClipAction`'s, are a person's choice; discrete actions mean
+    what a task says. Where the model isn't the environment's own, whose units nobody knows, the outermost wrapper that has
+    other bounds must have those of the task, from end to end. What is `around` all this goes the same way.
+    """
     base = model_environment(env)
-    changing = [one for one in wrappers(env, base) if isinstance(one, gym.ActionWrapper) and not isinstance(one, ClipAction)]
-    own = found_in(base)
-    if not changing:
-        return
-    known = own is not None and _has_model_of(task, own)
-    means_it = _means_the_same(changing, task, own) if own is not None and known else None
+    layers = [*action_layers(wrappers(env, base)), *around]
+    space = layers[-1].takes if layers else env.action_space
+    if not layers or not isinstance(space, spaces.Box):
+        return ""
+    own = _own_of(base, task)
+    means_it = None if own is None else _means_the_same(layers, task, own)
+    more = _UNTOLD if own is not None and means_it is None else ""
     if means_it is None:
-        changing = [one for one in changing if one.action_space != one.env.action_space]
-        means_it = not changing or has_all_actions(task, changing[-1].action_space)
-    if not means_it:
-        raise ValueError(_changed(" and ".join(type(one).__name__ for one in changing), env.action_space, task))
+        resized = [one for one in layers if one.takes != one.gives]
+        means_it = has_all_actions(task, resized[-1].takes) if resized else own is None
+    return "" if means_it else _told(" and ".join(one.name for one in layers), space, task, more)
+
+
+def action_layers(chain: Sequence[Any]) -> list[ActionLayer]:
+    """Those of wrappers that change actions, of single environments or of batches of Gymnasium's; from the inside, as given."""
+    copies, found = Copies(), []
+    for one in chain:
+        single = isinstance(one, gym.ActionWrapper)
+        if type(one) in _WELCOME or not (single or isinstance(one, VectorActionWrapper)):
+            continue
+        change = copies.method(one, "action" if single else "actions")
+        many = change and (_one_by_one(change) if single else _in_batches(change, one.num_envs))
+        takes, gives = (box.action_space if single else box.single_action_space for box in (one, one.env))
+        found.append(ActionLayer(type(one).__name__, takes, gives, many))
+    return found
 
 
 def refuse_actions_elsewhere(envs: VecEnv, own: spaces.Space[Any], task: ControlTask) -> None:
     """The same for environments in other processes, of which there are the space, and which have wrappers of a class.
+
+    Where one changes the bounds, they must be the task's from end to end; what else is within goes unseen. Of Gymnasium's own
+    processes (`AsyncVectorEnv`) no wrappers are to be seen.
 
     Args:
         envs: the environments.
@@ -56,56 +106,91 @@ def refuse_actions_elsewhere(envs: VecEnv, own: spaces.Space[Any], task: Control
         task: whose controls they are.
 
     Raises:
-        ValueError: a wrapper gives actions another meaning.
+        ValueError: a wrapper gives actions another meaning, or may do so.
     """
     space = envs.action_space
-    if isinstance(space, spaces.Discrete) or space == own or has_all_actions(task, space):
+    if isinstance(space, spaces.Discrete) or not any(envs.env_is_wrapped(gym.ActionWrapper)):
         return
-    if any(envs.env_is_wrapped(gym.ActionWrapper)) and not any(envs.env_is_wrapped(ClipAction)):
-        raise ValueError(_changed("an ActionWrapper in another process", space, task))
+    clipped = isinstance(space, spaces.Box) and not space.is_bounded() and any(envs.env_is_wrapped(ClipAction))
+    fine = any(envs.env_is_wrapped(StickyAction)) if space == own else clipped or has_all_actions(task, space)
+    if not fine:
+        raise ValueError(_told("an ActionWrapper in another process", space, task, _ELSEWHERE))
 
 
-def _changed(by: str, to: spaces.Space[Any], task: ControlTask) -> str:
+def _told(by: str, to: spaces.Space[Any], task: ControlTask, more: str) -> str:
     return (
-        f"env: expected actions as {task.name}'s model has them, got them changed by {by}, to {to}. Set the task's u_min, "
-        "u_max and control_per_action to these from end to end, or rescale them to the model's."
+        f"env: expected actions as {task.name}'s model has them, got them changed by {by}, to {to}.{more} Leave that wrapper "
+        "out, set the task's u_min, u_max and control_per_action to these from end to end, or rescale them to the model's."
     )
 
 
-def _has_model_of(task: ControlTask, own: ControlTask) -> bool:
-    """Whether a task's controls are in the units of another's, since they go into the same equations."""
-    if isinstance(own.dynamics, nn.Module):
-        return type(task.dynamics) is type(own.dynamics)
-    return task.dynamics is own.dynamics
+def _one_by_one(change: Callable[[Any], Any]) -> Change:
+    return lambda actions: np.stack([np.array(change(action)) for action in actions])
 
 
-def _means_the_same(changing: list[Any], task: ControlTask, own: ControlTask) -> bool | None:
-    """Whether what wrappers make of a task's actions are its controls, in another's units; None if it can't be told."""
-    chain = [copied(one, "action") for one in reversed(changing)]
-    unit, wanted = task.control_per_action, own.control_per_action
+def _in_batches(change: Callable[[Any], Any], size: int) -> Change:
+    def full(actions: NDArray[Any]) -> NDArray[Any]:  # which goes on from the front
+        return np.resize(actions, (-(-len(actions) // size), size, *actions.shape[1:]))
+
+    return lambda actions: np.concatenate([np.array(change(part)) for part in full(actions)])[: len(actions)]
+
+
+def _own_of(base: gym.Env[Any, Any], task: ControlTask) -> ControlTask | None:
+    """An environment's own task where another's controls are in its units, since they go into the same equations."""
+    own = found_in(base)
+    one, other = task.dynamics, own and own.dynamics
+    return own if one is other or (isinstance(other, nn.Module) and type(one) is type(other)) else None
+
+
+def _means_the_same(layers: Sequence[ActionLayer], task: ControlTask, own: ControlTask) -> bool | None:
+    """Whether what wrappers make of a task's actions are its controls; None if it can't be told."""
+    changes = [one.change for one in reversed(layers) if one.change is not None]
+    if len(changes) < len(layers):
+        return None
     try:
-        for action in _actions(task):
-            reached = [_through(chain, action) * wanted for _ in range(_TIMES)]
-            if not all(np.array_equal(reached[0], one) for one in reached):
-                return True
-            if not np.allclose(reached[0], action * unit, rtol=1e-5, atol=1e-6):  # float32
-                return False
+        with global_random_numbers_kept():
+            return all(_is_same_within(bounds, changes, task, own) for bounds in _ranges(task))
     except Exception:  # whatever a wrapper of anybody's raises where it isn't within an episode
         return None
-    return True
 
 
-def _actions(task: ControlTask) -> list[NDArray[Any]]:
-    """Some between a task's bounds, these included."""
-    low, high = (np.nan_to_num(bound, posinf=1.0, neginf=-1.0) / task.control_per_action for bound in (task.u_min, task.u_max))
-    shares = np.random.default_rng(0).random((_TRIED, task.control_size))
-    shares[0], shares[1] = 0.0, 1.0
-    return list((low + shares * (high - low)).astype(np.float32))
+def _ranges(task: ControlTask) -> list[Bounds]:
+    """Bounds of controls (m,) to try some between."""
+    low, high = (_array(bound).expand(task.control_size).numpy() for bound in (task.u_min, task.u_max))
+    fars = _FAR if np.isinf([low, high]).any() else _FAR[:1]
+    lowest, highest = np.minimum(high, 0.0), np.maximum(low, 0.0)  # to go on from where there is no bound
+    return [(np.where(np.isinf(low), lowest - far, low), np.where(np.isinf(high), highest + far, high)) for far in fars]
 
 
-def _through(chain: list[Callable[[Any], Any] | None], action: NDArray[Any]) -> NDArray[Any]:
-    for change in chain:
-        if change is None:
-            raise ValueError("a wrapper can't be copied")
-        action = change(action)
-    return np.asarray(action)
+def _array(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+
+
+def _is_same_within(bounds: Bounds, changes: Sequence[Change], task: ControlTask, own: ControlTask) -> bool:
+    """For controls between bounds (m,), all in units of half this range around its middle."""
+    (low, high), drawn, size = bounds, np.random.default_rng(0), task.control_size
+    count = 32 + 4 * size
+    unit, base_unit = (_array(one.control_per_action).numpy() for one in (task, own))
+    actions = ((low + drawn.random((count, size)) * (high - low)) / unit).astype(np.float32)
+    order = drawn.permutation(np.repeat(np.arange(count), _TIMES))
+    reached = actions[order]
+    for change in changes:
+        reached = change(reached.copy())
+    if reached.shape != (len(order), size) or not np.isfinite(reached).all():
+        return False
+    middle, half = (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)
+    wanted, got = (actions * unit - middle) / half, (reached * base_unit - middle) / half
+    return _is_line_of_one(wanted, got[np.argsort(order, kind="stable")].reshape(count, _TIMES, size))
+
+
+def _is_line_of_one(wanted: NDArray[Any], got: NDArray[Any]) -> bool:
+    """Whether tries (K, N, m) are what was wanted (K, m), but for noise, whose mean is 0, and an actuator's resolution."""
+    mean, error = got.mean(1), np.sqrt(got.var(1, ddof=1).mean(0) / _TIMES)  # (m,), of a mean
+    inputs = np.hstack([np.ones((len(wanted), 1)), wanted])
+    inverse = np.linalg.pinv(inputs)
+    found, moves = inverse @ mean, np.ptp(wanted, axis=0) > 0.0  # a control whose bounds meet has no gain
+    expected = np.vstack([np.zeros(len(moves)), np.diag(moves.astype(float))])
+    unsure = _SURE * np.linalg.norm(inverse, axis=1)[:, None] * error
+    left = np.sqrt(np.square(mean - inputs @ found).mean(0))
+    right = (np.abs(found - expected) <= _UNIT + unsure) & (unsure < 0.5)  # more noise hides whatever it is
+    return bool(right.all() and (left <= _RESOLUTION + 2.0 * error).all())

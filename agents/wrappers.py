@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +23,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecExtractDictObs
 
 from dilqr_rl.agents.environments import make_env
-from dilqr_rl.agents.layers import copied, found_in, wrappers
+from dilqr_rl.agents.layers import Copies, found_in, global_random_numbers_kept, wrappers
 from dilqr_rl.agents.observations import STATE
 from dilqr_rl.agents.vector_env import SB3VecEnv
-from dilqr_rl.agents.wrapped_actions import refuse_actions_elsewhere, refuse_changed_actions
+from dilqr_rl.agents.wrapped_actions import ActionLayer, action_layers, changed_actions, refuse_actions_elsewhere
 from dilqr_rl.tasks import ControlTask, find_task, model_environment
 
-__all__ = ["AlgorithmsStates", "changed_observations", "refuse_changed_observations", "task_of"]
+__all__ = ["AlgorithmsStates", "changes", "refuse_changes", "task_of"]
 
 _NORMALISED = "env: expected raw observations, got a NormalizeObservation wrapper. A plan needs the state itself; remove it."
 _SHOWN = 8  # observations, to see whether a wrapper changes them
@@ -50,29 +50,35 @@ class _Layer:
     change: Callable[[Any], Any] | None
 
 
-def refuse_changed_observations(env: gym.Env[Any, Any], task: ControlTask | None = None) -> None:
-    """Raise a ValueError for an environment whose wrappers change what its model reads states from.
+def refuse_changes(env: gym.Env[Any, Any], task: ControlTask | None = None) -> None:
+    """Raise a ValueError for an environment whose wrappers change what its model reads states from, or what its actions mean.
 
     Args:
         env: the environment.
-        task: what reads its observations, if not the model's own. One with an `observation_to_state` of its own reads what it
-            was written for, unless that is normalised, by numbers that change all the time.
+        task: what reads its observations and whose controls act on it, if not the model's own. One with an
+            `observation_to_state` of its own reads what it was written for, unless that is normalised, by numbers that change
+            all the time.
     """
     if _is_normalised(env):
         raise ValueError(_NORMALISED)
-    told = changed_observations(env, task)
-    if told:
+    for told in changes(env, task):
         raise ValueError(told)
 
 
-def changed_observations(env: gym.Env[Any, Any], task: ControlTask | None = None) -> str:
-    """Which wrapper changes what the environment's model reads, how, and what to do, as an error says it; "" if none does."""
+def changes(env: gym.Env[Any, Any], task: ControlTask | None = None) -> Iterator[str]:
+    """Which wrapper changes what the environment's model reads, and which what its actions mean, as errors say it."""
     base = model_environment(env)
-    return _told(base, _inside(env, base)) if task is None or _reads_as(task, base) else ""
+    told = _told(base, _inside(env, base)) if task is None or _reads_as(task, base) else ""
+    if told:
+        yield told
+    acting = found_in(env) if task is None else task
+    told = changed_actions(env, acting) if acting is not None else ""
+    if told:
+        yield told
 
 
 class AlgorithmsStates:
-    """What an algorithm of Stable-Baselines3 gets its states from, which doesn't keep it alive.
+    """What an algorithm of Stable-Baselines3 gets its states from and where its actions go, which doesn't keep it alive.
 
     Args:
         algorithm: the algorithm.
@@ -84,7 +90,7 @@ class AlgorithmsStates:
         self._last: weakref.ref[VecEnv] | None = None
 
     def check(self) -> None:
-        """Raise a ValueError if a wrapper changes its states; all are looked at where its environment isn't the last one."""
+        """Raise a ValueError if a wrapper changes either; all are looked at where its environment isn't the last one."""
         algorithm = self._algorithm()
         batch = None if algorithm is None else algorithm.get_env()
         if algorithm is None or batch is None:
@@ -106,7 +112,7 @@ def task_of(algorithm: BaseAlgorithm) -> ControlTask:
         raise ValueError(
             "task: expected a ControlTask or an environment's id, since the algorithm has no environment; got None."
         )
-    inner, _ = _around(batch)
+    inner = _around(batch)[0]
     singles = _singles(inner)
     if singles:
         task = find_task(singles[0])
@@ -138,22 +144,22 @@ def _refuse_normalised_batch(algorithm: BaseAlgorithm) -> None:
 
 def _refuse_changed_batch(batch: VecEnv, task: ControlTask) -> None:
     """Wrappers in one of the environments, or around all of them."""
-    inner, around = _around(batch)
+    inner, around, acting = _around(batch)
     flat = not isinstance(batch.observation_space, spaces.Dict)  # else the "state" may come from elsewhere
     envs = _singles(inner)
     for env in envs:
         if flat and _is_normalised(env):
             raise ValueError(_NORMALISED)
-        refuse_changed_actions(env, task)
         base = model_environment(env)
         told = _told(base, [*_inside(env, base), *around]) if _reads_as(task, base) else ""
+        told = told or changed_actions(env, task, acting)
         if told:
             raise ValueError(told)
     if not envs:
-        _refuse_from_outside(inner, around, task, flat)
+        _refuse_from_outside(inner, around, acting, task, flat)
 
 
-def _refuse_from_outside(inner: Any, around: list[_Layer], task: ControlTask, flat: bool) -> None:
+def _refuse_from_outside(inner: Any, around: list[_Layer], acting: list[ActionLayer], task: ControlTask, flat: bool) -> None:
     """Of environments in other processes there are the spaces, and which have wrappers of a class."""
     try:
         own = make_env(task.name, task.env_kwargs)
@@ -167,6 +173,7 @@ def _refuse_from_outside(inner: Any, around: list[_Layer], task: ControlTask, fl
         name = "an ObservationWrapper" if hidden else "a wrapper"
         within = _Layer(f"{name} in another process", _single_space(inner), None if hidden else _as_it_is)
         told = _told(base, [within, *around]) if _reads_as(task, base) else ""
+        told = told or changed_actions(base, task, acting)
     if told:
         raise ValueError(told)
 
@@ -228,43 +235,44 @@ def _passed_on(layer: _Layer, seen: list[Any] | None) -> list[Any] | None:
     if seen is None or layer.change is None:
         return None
     try:
-        return [layer.change(one) for one in seen]
+        with global_random_numbers_kept():
+            return [layer.change(one) for one in seen]
     except Exception:  # whatever a wrapper of anybody's raises where it isn't within an episode
         return None
 
 
 def _inside(env: gym.Env[Any, Any], base: gym.Env[Any, Any]) -> list[_Layer]:
     """The wrappers of one environment."""
-    found = []
+    copies, found = Copies(), []
     for one in wrappers(env, base):
         change: Callable[[Any], Any] | None = _as_it_is
         if isinstance(one, gym.ObservationWrapper):
-            change = copied(one, "observation")
+            change = copies.method(one, "observation")
         elif isinstance(one, MaxAndSkipObservation) or one.observation_space != one.env.observation_space:
             change = None
         found.append(_Layer(type(one).__name__, one.observation_space, change))
     return found
 
 
-def _around(batch: Any) -> tuple[Any, list[_Layer]]:
-    """What is within all wrappers of a batch, and these, from the inside; of both libraries."""
-    found = []
+def _around(batch: Any) -> tuple[Any, list[_Layer], list[ActionLayer]]:
+    """What is within all wrappers of a batch, and what these change of observations and of actions, from the inside."""
+    chain = []
     while isinstance(batch, VecEnvWrapper | SB3VecEnv | VectorWrapper):
-        if isinstance(batch, SB3VecEnv):
-            batch = batch.vector_env
-            continue
-        inner = batch.venv if isinstance(batch, VecEnvWrapper) else batch.env
-        found.append(_Layer(type(batch).__name__, _single_space(batch), _change_of_batch(batch, inner)))
-        batch = inner
-    return batch, found[::-1]
+        chain.append(batch)
+        batch = next(getattr(batch, name) for name in ("vector_env", "venv", "env") if name in vars(batch))
+    chain = [one for one in reversed(chain) if not isinstance(one, SB3VecEnv)]
+    copies = Copies()
+    found = [_Layer(type(one).__name__, _single_space(one), _change_of_batch(one, copies)) for one in chain]
+    return batch, found, action_layers(chain)
 
 
-def _change_of_batch(wrapper: Any, inner: Any) -> Callable[[Any], Any] | None:
+def _change_of_batch(wrapper: Any, copies: Copies) -> Callable[[Any], Any] | None:
     if isinstance(wrapper, VecExtractDictObs):
         return lambda seen: seen[wrapper.key]
     if isinstance(wrapper, VectorObservationWrapper):
-        change = copied(wrapper, "observations")
+        change = copies.method(wrapper, "observations")
         return change and (lambda seen: change(np.stack([seen] * wrapper.num_envs))[0])
+    inner = wrapper.venv if isinstance(wrapper, VecEnvWrapper) else wrapper.env
     return _as_it_is if _single_space(wrapper) == _single_space(inner) else None
 
 

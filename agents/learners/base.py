@@ -22,7 +22,7 @@ from dilqr_rl.agents.learners.options import FitOptions, OptimizerName
 from dilqr_rl.agents.learners.progress import show_progress
 from dilqr_rl.agents.learners.segments import Segments, cut
 from dilqr_rl.agents.observations import state_in
-from dilqr_rl.agents.wrappers import refuse_changed_observations
+from dilqr_rl.agents.wrappers import refuse_changes
 from dilqr_rl.checks import MOST, plain, whole
 from dilqr_rl.tasks import ControlTask, find_task
 
@@ -67,9 +67,10 @@ class Learner(nn.Module, ABC):
         """A learner for an environment whose model is known.
 
         Raises:
-            ValueError: the environment's model isn't known, a wrapper changes its observations, or an argument is wrong.
+            ValueError: the environment's model isn't known, a wrapper changes its observations or what its actions mean, or an
+                argument is wrong.
         """
-        refuse_changed_observations(env)
+        refuse_changes(env)
         return cls(find_task(env), **settings)
 
     @abstractmethod

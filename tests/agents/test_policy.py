@@ -17,12 +17,10 @@ import pytest
 import torch
 from controller_data import IDS, each_id, make, near_upright, starts
 from gymnasium.envs.classic_control import PendulumEnv
-from gymnasium.wrappers import RescaleAction, TransformAction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from dilqr_rl import ControlTask, ILQROptions, QuadraticCost, Solution, find_task
 from dilqr_rl.agents import MPCPolicy
@@ -322,43 +320,6 @@ def test_a_missing_task_is_named() -> None:
         ValueError, match=r"task: expected a ControlTask or an environment's id, got None.*policy_kwargs.*for_env\(env\)"
     ):
         MPCPolicy(env.observation_space, env.action_space, lambda _: 3e-4)
-
-
-def test_actions_in_another_unit_than_the_models_are_refused() -> None:
-    env = RescaleAction(gym.make("Pendulum-v1"), np.float32(-1.0), np.float32(1.0))
-    with pytest.raises(ValueError, match=r"env: expected actions as Pendulum-v1's model has them, .* changed by RescaleAction"):
-        MPCPolicy.for_env(env)
-    with pytest.raises(ValueError, match="changed by RescaleAction"):  # within the space, and yet of another unit
-        MPCPolicy.for_env(env, task=replace(find_task(env), u_min=-1.0, u_max=0.5))
-    shares = replace(find_task(env), control_per_action=2.0)
-    assert np.abs(MPCPolicy.for_env(env, task=shares).predict(np.array([0.0, 1.0, 0.0], np.float32))[0]) == 1.0
-    back = RescaleAction(env, np.float32(-2.0), np.float32(2.0))  # twice scaled is as it was
-    assert MPCPolicy.for_env(back).action_space == gym.spaces.Box(-2.0, 2.0, (1,))
-
-
-def test_actions_that_a_wrapper_changes_within_their_space_are_refused() -> None:
-    env = gym.make("Pendulum-v1")
-    with pytest.raises(ValueError, match="changed by TransformAction"):
-        MPCPolicy.for_env(TransformAction(env, lambda action: -action, None))
-    with pytest.raises(ValueError, match="changed by TransformAction"):
-        PPO("MPCPolicy", TransformAction(env, lambda action: 0.5 * action, None))
-    noise = np.random.default_rng(0)
-    MPCPolicy.for_env(TransformAction(env, lambda action: action + 0.01 * noise.standard_normal(1), None))
-    MPCPolicy.for_env(TransformAction(env, lambda action: action, None))
-    halved = replace(find_task(env), control_per_action=0.5, u_min=-1.0, u_max=0.9)  # another unit, and a tighter limit
-    MPCPolicy.for_env(TransformAction(env, lambda action: 0.5 * action, None), task=halved)
-
-
-def test_actions_scaled_in_another_process_are_refused() -> None:
-    def scaled() -> gym.Env[Any, Any]:
-        return RescaleAction(gym.make("Pendulum-v1"), np.float32(-1.0), np.float32(1.0))
-
-    envs = SubprocVecEnv([scaled])
-    try:
-        with pytest.raises(ValueError, match="changed by an ActionWrapper in another process"):
-            PPO("MPCPolicy", envs, policy_kwargs={"task": replace(find_task(gym.make("Pendulum-v1")), u_min=-1.0, u_max=0.5)})
-    finally:
-        envs.close()
 
 
 @pytest.mark.parametrize(

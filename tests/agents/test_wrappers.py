@@ -71,6 +71,16 @@ def test_looking_at_a_wrapper_leaves_it_as_it_was() -> None:
     before = str(env.unwrapped.observation_space.np_random.bit_generator.state)
     MPCPolicy.for_env(noise)
     assert str(env.unwrapped.observation_space.np_random.bit_generator.state) == before
+    env.reset(seed=0)
+    state = env.unwrapped.np_random.bit_generator.state
+    with pytest.raises(ValueError, match=refusal("Noisy")):
+        MPCPolicy.for_env(Noisy(env.env))
+    assert env.unwrapped.np_random.bit_generator.state == state
+
+
+class Noisy(gym.ObservationWrapper[Any, Any, Any]):
+    def observation(self, observation: Any) -> Any:
+        return observation + self.np_random.normal(0.0, 0.1, 3)
 
 
 def test_a_task_that_reads_what_the_wrapper_shows_acts_as_without_it() -> None:
