@@ -117,7 +117,13 @@ def task_of(algorithm: BaseAlgorithm) -> ControlTask:
     if singles:
         task = find_task(singles[0])
     else:  # in other processes
-        (spec, *_) = inner.get_attr("spec")
+        try:
+            (spec, *_) = inner.get_attr("spec")
+        except Exception as error:  # which has ended them: what a spec holds, as a wrapper's function, can't always be sent
+            raise ValueError(
+                "task: expected one, since the environments in other processes can't tell their id, as with a wrapper that was "
+                f"made with a function ({type(error).__name__}). Make them anew and give it in policy_kwargs."
+            ) from error
         if spec is None:
             raise ValueError(
                 "task: expected one, since the environments in other processes have no id to find a model by. Give it in "

@@ -298,12 +298,17 @@ def test_of_other_processes_there_are_classes_and_bounds() -> None:
 
 
 def test_in_another_process_nobody_sees_a_function() -> None:
+    """Nor can it be sent, and what asks for the environment's id says so."""
     envs = SubprocVecEnv([lambda: transformed(lambda action: -action)])
     try:
         with pytest.raises(
             ValueError, match=refusal("an ActionWrapper in another process").replace("Leave", "can't be seen .*")
         ):
             model(PPO, envs, {"task": ENV})
+        with pytest.raises(
+            ValueError, match=r"task: expected one, since .* can't tell their id.* Make them anew and give it in"
+        ):
+            model(PPO, envs, {"task": None})
     finally:
         for process in envs.processes:
             process.terminate()
