@@ -2,6 +2,7 @@
 
 Their spaces tell most. Of wrappers that leave the space as it is, Gymnasium's `ObservationWrapper` and its kin say that they
 change observations, and copies of them are shown some, to see whether they do. Others are taken to pass on what they get.
+What they make of actions is told in `wrapped_actions.py`; the doors here look at both.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def _is_normalised(env: gym.Env[Any, Any]) -> bool:
 
 
 def _told(base: gym.Env[Any, Any], layers: list[_Layer]) -> str:
-    """What `changed_observations` tells, of the innermost wrapper from which on observations aren't the model's."""
+    """What `changes` tells of observations: the innermost wrapper from which on they aren't the model's."""
     space = base.observation_space
     shown = _samples(space)
     seen: list[Any] | None = shown
