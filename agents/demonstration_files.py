@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from dilqr_rl.agents.archives import ArchiveError, read_arrays
 from dilqr_rl.agents.episode import Episode, flags
-from dilqr_rl.agents.files import write_folder_whole, write_whole
-from dilqr_rl.agents.observations import DemonstrationsError, named_parts, numbers
+from dilqr_rl.agents.files import hidden_copies, write_folder_whole, write_whole
+from dilqr_rl.agents.observations import DemonstrationsError, in_chunks, named_parts, numbers
 from dilqr_rl.agents.tensor_files import TensorFileError, parse_json
 
 __all__ = ["Contents", "read", "write_archive", "write_folder"]
@@ -62,7 +62,7 @@ def write_folder(path: str | Path, contents: Contents, *, overwrite: bool) -> No
         for name, parts in columns.items():
             _write_column(folder / f"{name}.npy", parts)
 
-    write_folder_whole(path, write, overwrite=overwrite, is_ours=lambda folder: (folder / _HEADER).is_file())
+    write_folder_whole(path, write, overwrite=overwrite, why_not=_why_not_ours)
 
 
 def read(path: Path) -> Contents:
@@ -75,7 +75,8 @@ def read(path: Path) -> Contents:
     if path.is_dir():
         return _read(path, _folder_header, _folder_arrays)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
+        left = "".join(f" {copy} is what was there when it was being overwritten: rename it." for copy in hidden_copies(path))
+        raise FileNotFoundError(f"{path}: there is no such file.{left}")
     return _read(path, lambda path: str(read_arrays(path, ["header"])["header"]), read_arrays)
 
 
@@ -137,6 +138,26 @@ def _names(header: Any) -> list[str]:
     return [*(f"observations/{part}" for part in parts), *_ALL[1:]]
 
 
+def _why_not_ours(folder: Path) -> str:
+    """Why a folder may not be replaced: it holds no demonstrations, or more than these; "" if it may."""
+    try:
+        header = parse_json(_folder_header(folder))
+        ours = {_HEADER, *(f"{name}.npy" for name in _names(header))}
+    except (ArchiveError, TensorFileError, OSError) as error:
+        return f"it holds no demonstrations ({error})"
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        return f"it holds no demonstrations (its {_HEADER} is of another format)"
+    folders = {parent for name in ours for parent in Path(name).parents}
+    found = {path: path.relative_to(folder) for path in folder.rglob("*")}
+    strange = sorted(
+        within.as_posix()
+        for path, within in found.items()
+        if path.is_symlink() or not (within in folders if path.is_dir() else within.as_posix() in ours)
+    )
+    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    return f"it holds {', '.join(strange[:5])}{more} beside demonstrations" if strange else ""
+
+
 def _check_name(name: str) -> None:
     if _A_NAME.fullmatch(name) is None:
         raise DemonstrationsError(
@@ -146,13 +167,15 @@ def _check_name(name: str) -> None:
 
 
 def _write_column(path: Path, parts: list[NDArray[Any]]) -> None:
-    rows = sum(len(part) for part in parts)
+    """A .npy file, in streams: a full disk ends a write through a memory map with a signal, not with an error."""
     path.parent.mkdir(exist_ok=True, parents=True)
-    shape, dtype = (rows, *parts[0].shape[1:]), np.result_type(*{part.dtype for part in parts})
-    column = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    for part, end in zip(parts, itertools.accumulate(len(part) for part in parts), strict=True):
-        column[end - len(part) : end] = part
-    column.flush()
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    dtype = np.result_type(*{part.dtype for part in parts})
+    with path.open("wb") as file:
+        npy.write_array_header_2_0(file, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+        for part in parts:
+            for rows in in_chunks(part):
+                file.write(np.ascontiguousarray(rows, dtype).tobytes())
 
 
 def _folder_header(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["check_can_write", "write_folder_whole", "write_whole"]
+__all__ = ["check_can_write", "hidden_copies", "write_folder_whole", "write_whole"]
 
 
 def check_can_write(path: str | Path, *, overwrite: bool) -> Path:
@@ -68,37 +69,41 @@ def write_whole(path: str | Path, write: Callable[[Path], None], *, overwrite: b
     finally:
         with suppress(OSError):  # which would hide why
             temporary.unlink(missing_ok=True)
-    if os.name != "nt":
-        with suppress(OSError):  # not every file system does that
-            _sync(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
 
 
 def write_folder_whole(
-    path: str | Path, write: Callable[[Path], None], *, overwrite: bool, is_ours: Callable[[Path], bool]
+    path: str | Path, write: Callable[[Path], None], *, overwrite: bool, why_not: Callable[[Path], str]
 ) -> None:
     """Let `write` fill a temporary folder beside `path`, then move it there; a failure leaves nothing behind.
+
+    What is overwritten is what a link leads to, and folders and files of the same names keep their permissions. It is on the disk
+    before it gets its name. A process that is killed leaves hidden folders beside `path`: one that ends in .new, unfinished or
+    not, or, between two renames, the former one as .old (see `hidden_copies`).
 
     Args:
         path: the folder, which isn't there yet.
         write: fills the folder that it is given.
         overwrite: whether it may be there, and is replaced.
-        is_ours: whether a folder is one that may be replaced; all else stays.
+        why_not: why a folder that is there may not be replaced, as a sentence's end; "" if it may.
 
     Raises:
-        FileExistsError: there is one already, and `overwrite` is false or it isn't ours.
+        FileExistsError: there is one already, and `overwrite` is false or it may not be replaced.
         FileNotFoundError: its own folder doesn't exist.
+        PermissionError: nothing may be written to it, or to its own folder.
         OSError: it can't be written; names `path`.
     """
-    path = _check_can_make(Path(path), overwrite=overwrite, is_ours=is_ours)
+    path = Path(os.path.realpath(path)) if overwrite else Path(path).absolute()
+    _check_can_make(path, overwrite=overwrite, why_not=why_not)
     mark = uuid.uuid4().hex[:12]
     temporary, before = (path.with_name(f".{path.name}.{mark}.{name}") for name in ("new", "old"))
     try:
-        temporary.mkdir()
+        temporary.mkdir(mode=0o700 if path.exists() else 0o777)
         write(temporary)
-        for file in temporary.rglob("*.*"):
-            _sync(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        _finish(temporary, path)
         if path.exists():
-            _check_can_make(path, overwrite=overwrite, is_ours=is_ours).rename(before)
+            _check_can_make(path, overwrite=overwrite, why_not=why_not)
+            path.rename(before)
         temporary.rename(path)
     except OSError as error:
         if before.exists() and not path.exists():
@@ -109,18 +114,45 @@ def write_folder_whole(
     finally:
         for folder in (temporary, before) if path.exists() else (temporary,):
             shutil.rmtree(folder, ignore_errors=True)
+    _sync_folder(path.parent)
 
 
-def _check_can_make(path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
-    """The path, if a folder may be made there; see `write_folder_whole`."""
-    if path.exists() and not (overwrite and path.is_dir() and is_ours(path)):
-        how = "" if overwrite else ", or allow it to be overwritten (--overwrite, overwrite=True)"
-        raise FileExistsError(f"{path} exists already. Choose another name{how}.")
+def hidden_copies(path: Path) -> list[Path]:
+    """What `write_folder_whole` has left of a folder that isn't there, when it was killed between two renames."""
+    path = Path(os.path.realpath(path))
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.old"))
+
+
+def _check_can_make(path: Path, *, overwrite: bool, why_not: Callable[[Path], str]) -> None:
+    """Whether a folder may be made there; see `write_folder_whole`."""
+    if os.path.lexists(path):
+        if not overwrite:
+            how = "Choose another name, or allow it to be overwritten (--overwrite, overwrite=True)."
+            raise FileExistsError(f"{path} exists already. {how}")
+        reason = why_not(path) if path.is_dir() else "it is no folder"
+        if not reason and Path.cwd().is_relative_to(path):
+            reason = "this process works in it"
+        if reason:
+            raise FileExistsError(f"{path} exists already and can't be overwritten: {reason}. Choose another name.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} doesn't exist. Make it first, or choose another.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path}: nothing may be written to the folder {path.parent}. Choose another.")
-    return path
+    for folder in (path, path.parent) if path.exists() else (path.parent,):
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{path}: nothing may be written to the folder {folder}. Choose another.")
+
+
+def _finish(temporary: Path, path: Path) -> None:
+    """Put a folder onto the disk, and give it and what it holds the permissions of what it replaces."""
+    for one in sorted(temporary.rglob("*")):
+        if one.is_file():
+            _sync(one, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        else:
+            _sync_folder(one)
+    _sync_folder(temporary)
+    for one in (temporary, *sorted(temporary.rglob("*"))):
+        before = path / one.relative_to(temporary)
+        if before.exists():
+            _become(one, before.stat())
 
 
 def _become(temporary: Path, before: os.stat_result) -> None:
@@ -137,6 +169,12 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "nt":
+        with suppress(OSError):  # not every file system does that
+            _sync(path, os.O_RDONLY)
 
 
 def _move_if_free(temporary: Path, path: Path) -> None:

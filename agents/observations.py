@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "checked",
     "each_part",
     "flat_part",
+    "in_chunks",
     "named_parts",
     "nested",
     "numbers",
@@ -28,6 +29,7 @@ Observations: TypeAlias = NDArray[Any] | dict[str, NDArray[Any]]
 
 _BETWEEN = "/"  # the names of a dictionary within another
 _KEPT = (np.float16, np.float32, np.float64)
+_CHUNK = 2**20  # bytes of an array that are looked at at once
 
 
 class DemonstrationsError(ValueError):
@@ -201,6 +203,12 @@ def numbers(name: str, value: ArrayLike, ndim: int | None = None) -> NDArray[Any
         axes = {1: "one axis, steps", 2: "two axes, steps and components"}.get(ndim or 0, "an axis of steps")
         raise DemonstrationsError(f"{name}: expected {axes}, got shape {array.shape}.{_hint(array.ndim, ndim or 1)}")
     return array if frames or array.dtype in _KEPT else array.astype(_native(array.dtype))
+
+
+def in_chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Some rows after the others, of few bytes, so that an array that lies in a file is never in memory as a whole."""
+    rows = max(1, _CHUNK * len(array) // max(1, array.nbytes))
+    return (array[start : start + rows] for start in range(0, len(array), rows))
 
 
 def _stays(value: Any) -> bool:

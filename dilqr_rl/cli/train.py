@@ -81,7 +81,8 @@ class Train(WithModules):
         from dilqr_rl.agents.files import check_can_write
         from dilqr_rl.tasks import find_task, known_ids
 
-        out = check_can_write(self.out or self.demonstrations.with_suffix(".safetensors"), overwrite=self.overwrite)
+        given = self.demonstrations if self.demonstrations.name not in {"", ".."} else self.demonstrations.resolve()
+        out = check_can_write(self.out or given.with_suffix(".safetensors"), overwrite=self.overwrite)
         self._check()
         data = Demonstrations.load(self.demonstrations)
         data = data if self.key is None else data.part(self.key)

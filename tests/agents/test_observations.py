@@ -144,7 +144,7 @@ def test_maps_are_not_read_and_not_copied(tmp_path: Path) -> None:
     assert_same(Demonstrations.load(tmp_path / "data"), data)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "frames.npy"]
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match=r"mine exists already\. Choose another name\."):
+    with pytest.raises(FileExistsError, match=r"mine exists already and can't be overwritten: it holds no demon"):
         data.save_folder(tmp_path / "mine", overwrite=True)  # no demonstrations, so nothing to overwrite
     with pytest.raises(FileNotFoundError, match=r"the folder .* doesn't exist"):
         data.save_folder(tmp_path / "nowhere" / "data")
