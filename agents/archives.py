@@ -11,7 +11,7 @@ from typing import Any
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-__all__ = ["ArchiveError", "read_arrays"]
+__all__ = ["ArchiveError", "is_too_dense", "read_arrays"]
 
 _SMALL = 64 * 2**20  # bytes that any file may unpack to
 _DENSEST = 100  # times its own size that a larger one may: numbers that somebody measured hardly shrink
@@ -38,6 +38,16 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     except Exception as error:  # what a damaged archive raises is nobody's to foresee
         what = error if isinstance(error, KeyError) else type(error).__name__  # NumPy's own words recommend allow_pickle
         raise ArchiveError(f"{what}") from error
+
+
+def is_too_dense(path: Path) -> bool:
+    """Whether `read_arrays` would refuse an archive since it unpacks to so much more than it is."""
+    with zipfile.ZipFile(path) as archive:
+        try:
+            _check_sizes(path, archive.infolist())
+        except ArchiveError:
+            return True
+    return False
 
 
 def _check_sizes(path: Path, members: Iterable[zipfile.ZipInfo]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,22 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from dilqr_rl.agents.archives import ArchiveError, read_arrays
+from dilqr_rl.agents.archives import ArchiveError, is_too_dense, read_arrays
 from dilqr_rl.agents.episode import Episode, flags
 from dilqr_rl.agents.files import hidden_copies, write_folder_whole, write_whole
-from dilqr_rl.agents.observations import DemonstrationsError, in_chunks, named_parts, numbers
+from dilqr_rl.agents.observations import (
+    DemonstrationsError,
+    check_names,
+    checked_array,
+    fits_files,
+    in_chunks,
+    named_parts,
+    state_part,
+)
 from dilqr_rl.agents.tensor_files import TensorFileError, parse_json
+from dilqr_rl.checks import shown
 
-__all__ = ["Contents", "read", "write_archive", "write_folder"]
+__all__ = ["FileContents", "json_of", "read_contents", "write_archive", "write_folder"]
 
 _FORMAT, _VERSION = "dilqr_rl demonstrations", 1
 _HEADER = "header.json"
@@ -30,7 +40,7 @@ _A_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # of a file within a folder
 
 
 @dataclass(frozen=True)
-class Contents:
+class FileContents:
     """What demonstrations hold, before anybody has checked whether the episodes fit each other; see there."""
 
     env_id: str
@@ -39,33 +49,40 @@ class Contents:
     episodes: tuple[Episode, ...]
 
 
-def write_archive(path: str | Path, contents: Contents, *, overwrite: bool) -> None:
-    """Write a .npz file, whole or not at all; equal ones as equal bytes. Frames are left as they are, numbers are packed."""
+def write_archive(path: str | Path, contents: FileContents, *, overwrite: bool) -> None:
+    """Write a .npz file, whole or not at all; equal ones as equal bytes. Packed, unless that is too dense for `read_arrays`."""
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in _columns(contents).items()}
-    save = np.savez if any(part.dtype.kind != "f" for name, part in arrays.items() if name not in _ALL) else np.savez_compressed
+    arrays["header"] = np.array(_header(contents))  # none of objects
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
-            save(stream, header=np.array(_header(contents)), **arrays)  # none of objects
+            np.savez_compressed(stream, **arrays)
+        if is_too_dense(file):
+            with file.open("wb") as stream:
+                np.savez(stream, **arrays)
 
     write_whole(path, write, overwrite=overwrite)
 
 
-def write_folder(path: str | Path, contents: Contents, *, overwrite: bool) -> None:
+def write_folder(path: str | Path, contents: FileContents, *, overwrite: bool) -> None:
     """Write a folder of .npy files, whole or not at all, one episode after the other."""
-    columns = _columns(contents)
-    for name in columns:
-        _check_name(name)
+    columns, header = _columns(contents), _header(contents)
+    _check_names(columns)
+    if len(header) > _LONGEST:  # ASCII
+        raise DemonstrationsError(
+            f"env_kwargs: expected no more than a header of {_LONGEST} bytes holds, got {len(header)}. "
+            "Write a .npz file with save."
+        )
 
     def write(folder: Path) -> None:
-        (folder / _HEADER).write_text(_header(contents), encoding="utf-8")
+        (folder / _HEADER).write_text(header, encoding="utf-8")
         for name, parts in columns.items():
             _write_column(folder / f"{name}.npy", parts)
 
     write_folder_whole(path, write, overwrite=overwrite, why_not=_why_not_ours)
 
 
-def read(path: Path) -> Contents:
+def read_contents(path: Path) -> FileContents:
     """What such a file or folder holds.
 
     Raises:
@@ -82,7 +99,7 @@ def read(path: Path) -> Contents:
 
 def _read(
     path: Path, header_of: Callable[[Path], str], arrays_of: Callable[[Path, list[str]], Mapping[str, NDArray[Any]]]
-) -> Contents:
+) -> FileContents:
     try:
         header = parse_json(header_of(path))
         names = _names(header)
@@ -101,27 +118,44 @@ def _read(
             raise DemonstrationsError(f"open_loop: expected true or false, got {open_loop!r}.")
         if not isinstance(header["env_id"], str):
             raise DemonstrationsError(f"env_id: expected a text, got {header['env_id']!r}.")
-        return Contents(header["env_id"], dict(header["env_kwargs"]), open_loop, _cut(arrays, "parts" in header))
+        return FileContents(header["env_id"], dict(header["env_kwargs"]), open_loop, _cut(arrays, "parts" in header))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, MemoryError, RecursionError) as error:
         raise DemonstrationsError(f"{path}: damaged or made by hand: {error}") from error
 
 
-def _header(contents: Contents) -> str:
+def _header(contents: FileContents) -> str:
     header = {"format": _FORMAT, "version": _VERSION, "env_id": contents.env_id, "env_kwargs": contents.env_kwargs}
     header["open_loop"] = contents.open_loop
     observations = contents.episodes[0].observations
-    if isinstance(observations, dict):
+    if isinstance(observations, Mapping):
         header["parts"] = list(observations)
-    return json.dumps(header, default=float)
+    return json_of(header)
 
 
-def _columns(contents: Contents) -> dict[str, list[NDArray[Any]]]:
+def json_of(header: Mapping[str, Any]) -> str:
+    """A header as a text; numbers of NumPy are Python's.
+
+    Raises:
+        DemonstrationsError: JSON doesn't hold what the environment was made with.
+    """
+    try:
+        return json.dumps(header, default=float)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DemonstrationsError(
+            f"env_kwargs: expected what JSON holds (numbers, texts, lists, dictionaries), got {shown(header['env_kwargs'])}: "
+            f"{error}. Give arrays as lists (array.tolist())."
+        ) from error
+
+
+def _columns(contents: FileContents) -> dict[str, list[NDArray[Any]]]:
     """The arrays of the episodes, by the names of the files."""
     episodes = contents.episodes
     named = [named_parts(episode.observations) for episode in episodes]
+    if not isinstance(episodes[0].observations, Mapping):
+        named = [{_ALL[0]: state_part(episode.observations)} for episode in episodes]
     return {name: [parts[name] for parts in named] for name in named[0]} | {
-        "actions": [episode.actions for episode in episodes],
-        "rewards": [episode.rewards for episode in episodes],
+        "actions": [checked_array("actions", episode.actions, ndim=2) for episode in episodes],
+        "rewards": [checked_array("rewards", episode.rewards, ndim=1) for episode in episodes],
         "lengths": [np.array([len(episode) for episode in episodes])],
         "terminated": [np.array([episode.terminated for episode in episodes])],
         "truncated": [np.array([episode.truncated for episode in episodes])],
@@ -134,7 +168,13 @@ def _names(header: Any) -> list[str]:
         return list(_ALL)
     parts = header["parts"]
     if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
-        raise ArchiveError(f"its header names {parts!r} as parts of the observations")
+        raise ArchiveError(f"its header names {shown(parts)} as parts of the observations")
+    if len(set(parts)) < len(parts):
+        raise ArchiveError("its header names a part twice")
+    try:
+        check_names(parts)
+    except DemonstrationsError as error:
+        raise ArchiveError(f"its header: {error}") from error
     return [*(f"observations/{part}" for part in parts), *_ALL[1:]]
 
 
@@ -158,12 +198,34 @@ def _why_not_ours(folder: Path) -> str:
     return f"it holds {', '.join(strange[:5])}{more} beside demonstrations" if strange else ""
 
 
-def _check_name(name: str) -> None:
-    if _A_NAME.fullmatch(name) is None:
-        raise DemonstrationsError(
-            f"observations: expected parts named with letters, digits, '.', '-' and '_', as files can be, got {name!r}. Rename "
-            "it, or write a .npz file with save."
-        )
+def _check_names(names: Collection[str]) -> None:
+    """Whether files can have these names, beside each other and where capitals count as small letters."""
+    for name in names:
+        if _A_NAME.fullmatch(name) is None:
+            raise DemonstrationsError(
+                f"observations: expected parts named with letters, digits, '.', '-' and '_', as files can be, got {name!r}. "
+                "Rename it, or write a .npz file with save."
+            )
+    files: dict[str, str] = {}
+    for name in names:
+        other = files.setdefault(_plain(f"{name}.npy"), name)
+        if other != name:
+            raise _both(other, name)
+    for name in names:
+        for folder in Path(name).parents:
+            if _plain(folder.as_posix()) in files:
+                raise _both(files[_plain(folder.as_posix())], name)
+
+
+def _plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _both(one: str, other: str) -> DemonstrationsError:
+    return DemonstrationsError(
+        f"observations: expected parts whose files can lie beside each other, also where capitals are small letters, got "
+        f"{one!r} and {other!r}. Rename one, or write a .npz file with save."
+    )
 
 
 def _write_column(path: Path, parts: list[NDArray[Any]]) -> None:
@@ -204,10 +266,8 @@ def _folder_arrays(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
 
 
 def _cut(arrays: Mapping[str, NDArray[Any]], named: bool) -> tuple[Episode, ...]:
-    lengths = np.array(arrays["lengths"])
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
-        raise DemonstrationsError(f"lengths: expected positive integers (episodes,), got {lengths!r}.")
-    count, steps = len(lengths), sum(lengths.tolist())  # Python's integers don't overflow
+    lengths = _lengths(arrays)
+    count, steps = len(lengths), sum(lengths)  # Python's integers don't overflow
     seen = [name for name in arrays if name.startswith("observations")]
     expected = dict.fromkeys(seen, steps + count)
     expected |= {"actions": steps, "rewards": steps, "terminated": count, "truncated": count}
@@ -216,12 +276,33 @@ def _cut(arrays: Mapping[str, NDArray[Any]], named: bool) -> tuple[Episode, ...]
             raise DemonstrationsError(
                 f"{name}: expected {rows} rows for {count} episodes of {steps} steps, got shape {arrays[name].shape}."
             )
-    parts = {name: numbers(name, arrays[name], None if named else arrays[name].ndim) for name in seen}
-    actions, rewards = (numbers(name, arrays[name], arrays[name].ndim) for name in ("actions", "rewards"))
+    parts = {name: _column(name, arrays[name], whole=named) for name in seen}
+    actions, rewards = (_column(name, arrays[name]) for name in ("actions", "rewards"))
     terminated, truncated = (flags(name, arrays[name], count).tolist() for name in ("terminated", "truncated"))
     episodes = []
-    for i, (length, end) in enumerate(zip(lengths.tolist(), itertools.accumulate(lengths.tolist()), strict=True)):
+    for i, (length, end) in enumerate(zip(lengths, itertools.accumulate(lengths), strict=True)):
         around, within = slice(end - length + i, end + i + 1), slice(end - length, end)
         observed = {name.partition("/")[2]: part[around] for name, part in parts.items()} if named else parts[_ALL[0]][around]
         episodes.append(Episode(observed, actions[within], rewards[within], terminated[i], truncated[i]))
     return tuple(episodes)
+
+
+def _lengths(arrays: Mapping[str, NDArray[Any]]) -> list[int]:
+    """Of the episodes; all are looked at before any is kept, since a file of zeros may be larger than memory."""
+    found = arrays["lengths"]
+    plain = found.ndim == 1 and found.dtype.kind in "iu"
+    if not plain or any((rows < 1).any() for rows in in_chunks(found)):
+        raise DemonstrationsError(f"lengths: expected positive integers (episodes,), got {found.dtype} of shape {found.shape}.")
+    if len(found) > len(np.atleast_1d(arrays["actions"])):
+        raise DemonstrationsError(f"lengths: expected those of as many steps as there are actions, got {len(found)} episodes.")
+    lengths: list[int] = found.tolist()
+    return lengths
+
+
+def _column(name: str, array: NDArray[Any], *, whole: bool = False) -> NDArray[Any]:
+    """An array as it is, of an archive as floats; of a folder no copy is made, which might be larger than memory."""
+    found = array if isinstance(array, np.memmap) else checked_array(name, array, None if whole else array.ndim)
+    if not fits_files(found) or (found.dtype.kind != "f" and not whole):
+        numbers = "numbers" if whole else "floats"
+        raise DemonstrationsError(f"{name}: expected {numbers} as save_folder writes them on this machine, got {array.dtype}.")
+    return found

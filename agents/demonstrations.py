@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dilqr_rl.agents.demonstration_files import Contents, read, write_archive, write_folder
+from dilqr_rl.agents.demonstration_files import FileContents, read_contents, write_archive, write_folder
 from dilqr_rl.agents.episode import Episode, check_episode, fingerprint, flags
-from dilqr_rl.agents.observations import DemonstrationsError, by_episode, checked, flat_part, numbers
-from dilqr_rl.checks import MOST, whole
+from dilqr_rl.agents.observations import (
+    DemonstrationsError,
+    by_episode,
+    checked_array,
+    checked_observations,
+    each_episode,
+    state_part,
+)
+from dilqr_rl.checks import MOST, number, whole
 
 __all__ = ["Demonstrations", "DemonstrationsError", "Episode", "check_disjoint"]
+
+_SETS = 3  # training, validation and test
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Demonstrations:
             action answers the observation before it.
 
     Raises:
-        DemonstrationsError: there are none, their sizes differ, or they hold NaN or infinity.
+        DemonstrationsError: there are none, their sizes or names differ, or they hold NaN, infinity or no numbers.
     """
 
     env_id: str
@@ -44,8 +54,8 @@ class Demonstrations:
             raise DemonstrationsError(f"env_id: expected an id without a module in front, got {self.env_id!r}.")
         if not self.episodes:
             raise DemonstrationsError("episodes: expected at least one, got none.")
-        for number, episode in enumerate(self.episodes):
-            check_episode(number, episode, self.episodes[0])
+        for i, episode in enumerate(self.episodes):
+            check_episode(i, episode, self.episodes[0])
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -92,12 +102,13 @@ class Demonstrations:
         Raises:
             DemonstrationsError: sizes that don't fit each other, what is no number, or there is no such part.
         """
-        seen = by_episode(observations)
-        count = _common_count({"observations": seen, "actions": actions, "rewards": rewards})
-        seen = [checked(f"observations[{i}]", one, key) for i, one in enumerate(seen)]
-        taken = [numbers(f"actions[{i}]", one, ndim=2) for i, one in enumerate(actions)]
-        given = [np.zeros(len(one)) for one in taken] if rewards is None else rewards
-        gains = [numbers(f"rewards[{i}]", one, ndim=1) for i, one in enumerate(given)]
+        columns = {"observations": by_episode(observations), "actions": each_episode("actions", actions)}
+        columns |= {} if rewards is None else {"rewards": each_episode("rewards", rewards)}
+        count = _common_count(columns)
+        seen = [checked_observations(f"observations[{i}]", one, key) for i, one in enumerate(columns["observations"])]
+        taken = [checked_array(f"actions[{i}]", one, ndim=2) for i, one in enumerate(columns["actions"])]
+        given = columns.get("rewards", [np.zeros(len(one)) for one in taken])
+        gains = [checked_array(f"rewards[{i}]", one, ndim=1) for i, one in enumerate(given)]
         ended = flags("terminated", terminated, count)
         cut = ~ended if truncated is None else flags("truncated", truncated, count)
         rows = zip(seen, taken, gains, ended.tolist(), cut.tolist(), strict=True)
@@ -117,10 +128,10 @@ class Demonstrations:
             DemonstrationsError: there are fewer than three episodes, or fewer than `sizes` asks for.
         """
         count = len(self)
-        if count < 3:
+        if count < _SETS:
             raise DemonstrationsError(
                 f"demonstrations: expected at least 3 episodes, to train, validate and test on different ones, got {count}. "
-                "Cut a long one with `in_pieces`, or divide it with `split_in_time`."
+                + ("Record more." if self.open_loop else "Cut a long one with `in_pieces`, or divide it with `split_in_time`.")
             )
         order = np.random.default_rng(seed).permutation(count)
         if sizes is None:
@@ -130,22 +141,37 @@ class Demonstrations:
             train, validation, test = _check_sizes(sizes, count)
             held_out = test + validation
             parts = [order[held_out : held_out + train], order[test:held_out], order[:test]]
-        chosen = [replace(self, episodes=tuple(self.episodes[i] for i in part)) for part in parts]
-        return chosen[0], chosen[1], chosen[2]
+        train_set, validation_set, test_set = map(self.select, parts)
+        return train_set, validation_set, test_set
+
+    def select(self, numbers: Iterable[int]) -> Demonstrations:
+        """The episodes of these numbers, in this order.
+
+        Raises:
+            DemonstrationsError: none is asked for, or one that isn't there.
+        """
+        chosen = [whole("numbers", i, "numbers of episodes, 0 or more", 0, most=len(self) - 1) for i in numbers]
+        if not chosen:
+            raise DemonstrationsError("numbers: expected at least one number of an episode, got none.")
+        return self._with(self.episodes[i] for i in chosen)
 
     def overlap(self, other: Demonstrations) -> list[tuple[int, int]]:
-        """Pairs (i, j) where episode i here and episode j of `other` have the same observations and actions."""
+        """Pairs (i, j) where episode i here and episode j of `other` have the same states and actions.
+
+        The states are what learners read: observations without a name or the part "state"; without one, all flat parts. What
+        lies beside them, such as frames, isn't looked at.
+        """
         places: dict[bytes, list[int]] = {}
         for j, mark in enumerate(map(fingerprint, other.episodes)):
             places.setdefault(mark, []).append(j)
         return [(i, j) for i, mark in enumerate(map(fingerprint, self.episodes)) for j in places.get(mark, [])]
 
     def without_duplicates(self) -> Demonstrations:
-        """The first of each group of episodes with the same observations and actions, in the old order."""
+        """The first of each group of episodes with the same states and actions, as `overlap` tells them, in the old order."""
         first: dict[bytes, Episode] = {}
         for episode in self.episodes:
             first.setdefault(fingerprint(episode), episode)
-        return replace(self, episodes=tuple(first.values()))
+        return self._with(first.values())
 
     def part(self, key: str) -> Demonstrations:
         """The same with one part of named observations, as arrays without a name: what the state is read from.
@@ -153,7 +179,7 @@ class Demonstrations:
         Raises:
             DemonstrationsError: there is no such part, or its steps don't hold flat numbers.
         """
-        return self._with(replace(one, observations=flat_part(one.observations, key)) for one in self.episodes)
+        return self._with(replace(one, observations=state_part(one.observations, key)) for one in self.episodes)
 
     def in_pieces(self, steps: int) -> Demonstrations:
         """Each episode cut into one piece after the other: a long log as episodes that `split` can draw from.
@@ -162,14 +188,19 @@ class Demonstrations:
         hold out a stretch of time as a whole, use `split_in_time`.
 
         Args:
-            steps: actions of each piece; what is left at an episode's end is a shorter one.
+            steps: actions of each piece. What an episode's end leaves over goes to the last piece, which is longer, since fits
+                compare no more actions at a time than the shortest piece has; a shorter episode stays as it is.
 
         Raises:
             DemonstrationsError: these are plans, of which pieces are none.
         """
-        whole("steps", steps, "at least 1", most=MOST)
+        steps = whole("steps", steps, "at least 1", most=MOST)
         self._check_closed("in_pieces")
-        return self._with(one.between(i, min(i + steps, len(one))) for one in self.episodes for i in range(0, len(one), steps))
+        return self._with(
+            one.between(i * steps, (i + 1) * steps if i < last else len(one))
+            for one, last in ((one, max(1, len(one) // steps) - 1) for one in self.episodes)
+            for i in range(last + 1)
+        )
 
     def split_in_time(
         self, validation: float = 0.2, test: float = 0.2
@@ -183,7 +214,7 @@ class Demonstrations:
         Raises:
             DemonstrationsError: these are plans, of which parts are none; shares that leave a part without a step.
         """
-        self._check_closed("split_in_time")
+        validation, test = (number(name, share, "a share") for name, share in (("validation", validation), ("test", test)))
         if not (validation > 0 and test > 0 and validation + test < 1):
             raise DemonstrationsError(
                 f"validation, test: expected two shares above 0 that leave some to train on, got {validation} and {test}."
@@ -193,17 +224,24 @@ class Demonstrations:
     def in_time(self, shares: Sequence[float]) -> list[Demonstrations]:
         """Each episode's actions between one share of them and the next, one set for each pair of neighbours.
 
+        Args:
+            shares: from 0 to 1, ascending, such as [0, 0.8, 1].
+
         Raises:
-            DemonstrationsError: an episode is too short.
+            DemonstrationsError: these are plans, of which parts are none; no such shares; an episode is too short.
         """
-        parts = []
+        self._check_closed("a division in time")
+        shares, parts = [number("shares", share, "numbers from 0 to 1") for share in shares], []
+        if len(shares) < 2 or shares[0] < 0 or shares[-1] > 1 or any(a >= b for a, b in itertools.pairwise(shares)):
+            raise DemonstrationsError(f"shares: expected two or more from 0 to 1, ascending, got {shares}.")
         for start, stop in itertools.pairwise(shares):
             ends = [(round(start * len(one)), round(stop * len(one))) for one in self.episodes]
             short = next((len(one) for one, (first, end) in zip(self.episodes, ends, strict=True) if first >= end), None)
             if short is not None:
                 raise DemonstrationsError(
-                    f"demonstrations: expected episodes long enough to be divided in time at shares of {list(shares)}, got "
-                    f"one of {short} actions. Leave it out, or divide whole episodes with `split`."
+                    f"demonstrations: expected episodes long enough to be divided in time at shares of "
+                    f"{', '.join(f'{share:g}' for share in shares)}, got one of {short} actions. "
+                    + ("Leave it out, or divide whole episodes with `split`." if len(self) >= _SETS else "Record longer ones.")
                 )
             parts.append(self._with(one.between(*cut) for one, cut in zip(self.episodes, ends, strict=True)))
         return parts
@@ -212,11 +250,14 @@ class Demonstrations:
         if self.open_loop:
             raise DemonstrationsError(
                 f"demonstrations: {what} expects actions that answer observations, got plans that were carried out as made "
-                "(open_loop). Divide whole ones with `split`."
+                f"(open_loop). {'Divide whole ones with `split`.' if len(self) >= _SETS else 'Record more, and use `split`.'}"
             )
 
     def _with(self, episodes: Iterable[Episode]) -> Demonstrations:
-        return replace(self, episodes=tuple(episodes))
+        """The same with parts of its episodes, which aren't checked again: a look at all numbers takes its time."""
+        found = copy.copy(self)
+        object.__setattr__(found, "episodes", tuple(episodes))
+        return found
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a .npz file, whole or not at all.
@@ -225,25 +266,28 @@ class Demonstrations:
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
-            DemonstrationsError: somebody has written NaN or infinity into the arrays.
+            DemonstrationsError: somebody has written NaN or infinity into the arrays, or `env_kwargs` holds what JSON doesn't.
         """
         write_archive(path, self._contents(), overwrite=overwrite)
 
     def save_folder(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a folder of .npy files, whole or not at all: for more than memory holds.
 
-        `load` maps them into memory instead of reading them; what nobody looks at, such as frames, stays on the disk.
+        `load` maps them into memory instead of reading them. Whole numbers that nobody looks at, such as frames of bytes, stay
+        on the disk; floats are read once, some at a time, since NaN is refused. A process that is killed leaves a hidden folder
+        beside `path`, whose name ends in .new.
 
         Raises:
             FileExistsError: the folder exists and `overwrite` is false, or it holds something else than demonstrations.
-            DemonstrationsError: somebody has written NaN or infinity into the arrays.
+            DemonstrationsError: somebody has written NaN or infinity into the arrays, `env_kwargs` holds what JSON doesn't, or
+                a part's name is none of a file.
         """
         write_folder(path, self._contents(), overwrite=overwrite)
 
-    def _contents(self) -> Contents:
-        for number, episode in enumerate(self.episodes):
-            check_episode(number, episode, self.episodes[0])
-        return Contents(self.env_id, dict(self.env_kwargs), self.open_loop, self.episodes)
+    def _contents(self) -> FileContents:
+        for i, episode in enumerate(self.episodes):
+            check_episode(i, episode, self.episodes[0])
+        return FileContents(self.env_id, dict(self.env_kwargs), self.open_loop, self.episodes)
 
     @classmethod
     def load(cls, path: str | Path) -> Demonstrations:
@@ -253,7 +297,7 @@ class Demonstrations:
             FileNotFoundError: there is no such file.
             DemonstrationsError: the file is something else, is damaged, or of another version.
         """
-        found = read(Path(path))
+        found = read_contents(Path(path))
         try:
             return cls(found.env_id, found.env_kwargs, found.episodes, found.open_loop)
         except DemonstrationsError as error:
@@ -267,7 +311,7 @@ def check_disjoint(**sets: Demonstrations) -> None:
         **sets: by the names that an error calls them, as in check_disjoint(train=..., validation=..., test=...).
 
     Raises:
-        DemonstrationsError: two of them hold an episode with the same observations and actions.
+        DemonstrationsError: two of them hold an episode with the same states and actions, as `overlap` tells them.
     """
     for (name, one), (other_name, other) in itertools.combinations(sets.items(), 2):
         shared = one.overlap(other)
@@ -280,11 +324,13 @@ def check_disjoint(**sets: Demonstrations) -> None:
             )
 
 
-def _common_count(columns: Mapping[str, Any]) -> int:
-    """How many episodes every column has that is there."""
-    counts = {name: len(column) for name, column in columns.items() if column is not None}
+def _common_count(columns: Mapping[str, Sized]) -> int:
+    """How many episodes every column has."""
+    counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
-        raise DemonstrationsError(f"episodes: expected equally many in every argument, got {counts}.")
+        raise DemonstrationsError(
+            f"episodes: expected equally many in every argument, got {counts}. For a single episode give [ ... ] around each."
+        )
     return counts["actions"]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,12 +18,15 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dilqr_rl.agents.demonstration_files import json_of
 from dilqr_rl.agents.demonstrations import Demonstrations, DemonstrationsError, Episode
 from dilqr_rl.agents.environments import make_env
-from dilqr_rl.agents.observations import nested
+from dilqr_rl.agents.observations import as_nested
 from dilqr_rl.agents.origin import arguments_of
 
 __all__ = ["from_imitation", "from_minari", "to_imitation", "to_minari"]
+
+_log = logging.getLogger("dilqr_rl")
 
 _HEADER = "dilqr_rl"  # our own entry among the metadata of a Minari data set
 _CUT_OFF = "TimeLimit.truncated"  # Stable-Baselines3's name for it in an info
@@ -35,7 +39,7 @@ def from_minari(dataset: Any, env_id: str | None = None, *, key: str | None = No
         dataset: a `minari.MinariDataset`, or the id of one that lies on this machine.
         env_id: of the environment, needed where the data set doesn't say.
         key: of observations that are dictionaries, as those of robots and mazes are, the part to keep, such as "observation";
-            "achieved_goal/kettle" is one within another. None: all.
+            "achieved_goal/kettle" is one within another, "0" the first of a Tuple. None: all.
 
     Raises:
         ImportError: Minari, or what it reads the data set with, isn't installed.
@@ -63,7 +67,7 @@ def from_minari(dataset: Any, env_id: str | None = None, *, key: str | None = No
         raise DemonstrationsError(f"env_id: expected an environment's id, since {dataset.id!r} names none, got None.")
     return Demonstrations.from_arrays(
         env_id or str(named),
-        [episode.observations for episode in episodes],
+        [_without_tuples(episode.observations) for episode in episodes],
         [episode.actions for episode in episodes],
         [episode.rewards for episode in episodes],
         **ends,
@@ -76,7 +80,8 @@ def from_minari(dataset: Any, env_id: str | None = None, *, key: str | None = No
 def to_minari(demonstrations: Demonstrations, dataset_id: str, **metadata: Any) -> Any:
     """Write a Minari data set, where Minari keeps them; `from_minari` gives every bit back.
 
-    Where the environment can be made, the data set has its spaces and can recover it; else its spaces are without bounds.
+    Where the environment can be made and has these observations and actions, the data set has its spaces and can recover it;
+    else, and where wrappers were put around it, the spaces are those of the data, without bounds.
 
     Args:
         demonstrations: what to write.
@@ -89,14 +94,14 @@ def to_minari(demonstrations: Demonstrations, dataset_id: str, **metadata: Any) 
     Raises:
         ImportError: Minari isn't installed.
         ValueError: the id is malformed or taken, or Minari refuses something else.
-        DemonstrationsError: the environment's sizes aren't those of the demonstrations.
+        DemonstrationsError: `env_kwargs` holds what JSON doesn't.
     """
     if re.search(r"-v\d+$", dataset_id) is None:
         raise ValueError(f'dataset_id: expected a name with a version, such as "pendulum/expert-v0", got {dataset_id!r}.')
     minari = _optional("minari")
-    header = json.loads(json.dumps(_header(demonstrations), default=float))
+    header = json.loads(json_of(_header(demonstrations)))
     buffers = [_buffer(episode) for episode in demonstrations.episodes]
-    env = _make_if_known(demonstrations)
+    env = _make_if_it_fits(demonstrations)
     try:
         observation_space, action_space = _spaces(demonstrations, env)
         with warnings.catch_warnings():
@@ -162,7 +167,9 @@ def from_imitation(
 def to_imitation(demonstrations: Demonstrations) -> list[Any]:
     """The episodes as `imitation.data.types.TrajectoryWithRew`, for its `bc.BC(demonstrations=...)` and others.
 
-    Each is terminal unless nothing ended it; the last info says whether a time limit did, as Stable-Baselines3 says it.
+    Each is terminal unless nothing ended it; the last info says whether a time limit did, as Stable-Baselines3 says it. So
+    `from_imitation` gives back an episode that both ended as ended by the environment alone, and one that nothing ended as cut
+    off. Named observations are a `DictObs`, with paths such as "robot/arm" for dictionaries within others.
 
     Raises:
         ImportError: `imitation` isn't installed.
@@ -170,7 +177,7 @@ def to_imitation(demonstrations: Demonstrations) -> list[Any]:
     types = _optional("imitation.data.types")
     return [
         types.TrajectoryWithRew(
-            obs=types.maybe_wrap_in_dictobs(nested(episode.observations)),
+            obs=types.maybe_wrap_in_dictobs(episode.observations),
             acts=episode.actions,
             rews=episode.rewards,
             infos=_infos(episode),
@@ -225,6 +232,15 @@ def _origin(dataset: Any) -> tuple[str | None, Mapping[str, Any], bool]:
     return (None, {}, False) if spec is None else (spec.id, arguments_of(spec), False)
 
 
+def _without_tuples(observed: Any) -> Any:
+    """What a Tuple space gave as a dictionary: its members aren't of one step each."""
+    if isinstance(observed, tuple):
+        observed = {str(number): part for number, part in enumerate(observed)}
+    if isinstance(observed, Mapping):
+        return {name: _without_tuples(part) for name, part in observed.items()}
+    return observed
+
+
 def _header(demonstrations: Demonstrations) -> dict[str, Any]:
     return {
         "env_id": demonstrations.env_id,
@@ -236,7 +252,7 @@ def _header(demonstrations: Demonstrations) -> dict[str, Any]:
 def _buffer(episode: Episode) -> Any:
     last = np.arange(len(episode)) == len(episode) - 1
     return _optional("minari.data_collector").EpisodeBuffer(
-        observations=nested(episode.observations),
+        observations=as_nested(episode.observations),
         actions=episode.actions,
         rewards=episode.rewards,
         terminations=last & episode.terminated,
@@ -245,27 +261,32 @@ def _buffer(episode: Episode) -> Any:
     )
 
 
-def _make_if_known(demonstrations: Demonstrations) -> gym.Env[Any, Any] | None:
+def _make_if_it_fits(demonstrations: Demonstrations) -> gym.Env[Any, Any] | None:
+    """Their environment, unless it can't be made or shows and takes something else, as it does under wrappers."""
     try:
-        return make_env(demonstrations.env_id, demonstrations.env_kwargs)
+        env = make_env(demonstrations.env_id, demonstrations.env_kwargs)
     except ValueError:
         return None
+    first = demonstrations.episodes[0]
+    came = (_shapes(as_nested(first.observations)), first.actions.shape[1:])
+    expected = (_shapes(env.observation_space), env.action_space.shape)
+    if came == expected:
+        return env
+    env.close()
+    _log.info(
+        "the data set is written without its environment: %s has observations and actions of shapes %s, the data have %s",
+        demonstrations.env_id,
+        expected,
+        came,
+    )
+    return None
 
 
 def _spaces(demonstrations: Demonstrations, env: gym.Env[Any, Any] | None) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Spaces of observations and actions, of the data's own precision."""
     first = demonstrations.episodes[0]
-    data = nested(first.observations)
-    if env is None:
-        return _space(None, data), _space(None, first.actions)
-    came = (_shapes(data), first.actions.shape[1:])
-    expected = (_shapes(env.observation_space), env.action_space.shape)
-    if came != expected:
-        raise DemonstrationsError(
-            f"demonstrations: expected observations and actions of shapes {expected}, as {demonstrations.env_id} has them, "
-            f"got {came}."
-        )
-    return _space(env.observation_space, data), _space(env.action_space, first.actions)
+    observed, taken = (None, None) if env is None else (env.observation_space, env.action_space)
+    return _space(observed, as_nested(first.observations)), _space(taken, first.actions)
 
 
 def _shapes(what: Any) -> Any:
@@ -281,10 +302,13 @@ def _space(space: Any, data: Any) -> spaces.Space[Any]:
     return _box(space, data)
 
 
-def _box(space: gym.Space[Any] | None, data: NDArray[Any]) -> spaces.Box:
+def _box(space: gym.Space[Any] | None, data: NDArray[Any]) -> spaces.Space[Any]:
     dtype: Any = data.dtype.type
+    if data.dtype.kind == "b":
+        return spaces.Box(0, 1, data.shape[1:], np.int8)
     if data.dtype.kind != "f":
-        return spaces.Box(0, 255 if dtype is np.uint8 else 1, data.shape[1:], np.uint8 if dtype is np.uint8 else np.int8)
+        limits = np.iinfo(dtype)
+        return spaces.Box(limits.min, limits.max, data.shape[1:], dtype)
     if not isinstance(space, spaces.Box):
         return spaces.Box(-np.inf, np.inf, data.shape[1:], dtype)
     return spaces.Box(space.low.astype(dtype), space.high.astype(dtype), dtype=dtype)

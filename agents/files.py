@@ -77,9 +77,9 @@ def write_folder_whole(
 ) -> None:
     """Let `write` fill a temporary folder beside `path`, then move it there; a failure leaves nothing behind.
 
-    What is overwritten is what a link leads to, and folders and files of the same names keep their permissions. It is on the disk
-    before it gets its name. A process that is killed leaves hidden folders beside `path`: one that ends in .new, unfinished or
-    not, or, between two renames, the former one as .old (see `hidden_copies`).
+    What is overwritten is what a link leads to, and folders and files of the same names keep their permissions. All is on the
+    disk before it gets its name. A process that is killed leaves hidden folders beside `path`: the new one, as .new, and, if
+    it was between two renames, the former one, as .old (see `hidden_copies`).
 
     Args:
         path: the folder, which isn't there yet.

@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from dilqr_rl.agents.demonstrations import Demonstrations, Episode
 from dilqr_rl.agents.environments import make_env
 from dilqr_rl.agents.learners import Learner
-from dilqr_rl.agents.observations import by_episode, checked, stacked
+from dilqr_rl.agents.observations import by_episode, checked_array, checked_observations, stacked
 from dilqr_rl.agents.origin import arguments_of
 from dilqr_rl.agents.planning_policy import PlanningPolicy
 from dilqr_rl.agents.spaces import fitted
@@ -85,8 +85,9 @@ class _Run:
 
     def episode(self) -> Episode:
         seen = stacked(self.observations)
-        parts = checked("observations", by_episode([seen])[0]) if isinstance(seen, dict) else seen
-        return Episode(parts, np.array(self.actions), np.array(self.rewards), self.terminated, self.truncated)
+        parts = checked_observations("observations", by_episode([seen])[0])
+        actions = checked_array("actions", self.actions, ndim=2)
+        return Episode(parts, actions, np.array(self.rewards), self.terminated, self.truncated)
 
 
 def roll_out(
@@ -204,20 +205,23 @@ def _check_recordable(env: gym.Env[Any, Any]) -> None:
         )
     named = isinstance(env.observation_space, spaces.Dict)
     for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if not (named and name == "observations" and _is_of_arrays(space)) and not _is_flat(space):
+        part = _no_array(space) if named and name == "observations" else "" if _is_flat(space) else "it"
+        if part:
+            what = f"{space}, of which {part!r} holds no array" if named and name == "observations" else space
             how = "gymnasium.wrappers.FlattenObservation, or one that keeps what the state can be read from"
             what_to_do = f"Wrap it in {how}." if name == "observations" else "Plans are made of real numbers."
-            raise ValueError(f"env: expected flat {name}, a Box of one axis, got {space}. {what_to_do}")
+            raise ValueError(f"env: expected flat {name}, a Box of one axis, got {what}. {what_to_do}")
 
 
 def _is_flat(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and len(space.shape) == 1
 
 
-def _is_of_arrays(space: spaces.Space[Any]) -> bool:
+def _no_array(space: spaces.Space[Any], name: str = "") -> str:
+    """The first part that holds something else than an array of numbers; "" if none does."""
     if isinstance(space, spaces.Dict):
-        return all(map(_is_of_arrays, space.spaces.values()))
-    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+        return next(filter(None, (_no_array(part, f"{name}/{key}".strip("/")) for key, part in space.spaces.items())), "")
+    return "" if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) else name
 
 
 def _check_reader(env: gym.Env[Any, Any], policy: Any) -> None:

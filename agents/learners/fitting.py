@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +114,7 @@ def _hold_out(learner: Learner, data: Demonstrations, seed: int) -> tuple[Demons
         return before, after
     held_out = max(1, count // _PARTS)
     order = np.random.default_rng(seed).permutation(count)
-    train, validation = (tuple(data.episodes[i] for i in part) for part in (order[held_out:], order[:held_out]))
-    return replace(data, episodes=train), replace(data, episodes=validation)
+    return data.select(order[held_out:]), data.select(order[:held_out])
 
 
 def _common_length(learner: Learner, train: Demonstrations, validation: Demonstrations) -> int:

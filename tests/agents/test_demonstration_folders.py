@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dilqr_rl.agents import Demonstrations, DemonstrationsError
+from dilqr_rl.agents import Demonstrations
 from dilqr_rl.agents.files import write_folder_whole
 
 ENV = "dilqr_rl/Pendulum-v0"
@@ -129,8 +128,8 @@ def test_what_a_killed_process_left_hidden_is_named(tmp_path: Path, monkeypatch:
             raise SystemExit
         return rename(path, target)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(SystemExit):
         demonstrations(1).save_folder(tmp_path / "data[1]", overwrite=True)
     with pytest.raises(FileNotFoundError, match=r"no such file\. \S+\.data\[1\]\.\w+\.old is what was there .*: rename it"):
         Demonstrations.load(tmp_path / "data[1]")

@@ -255,13 +255,31 @@ def test_a_taken_id_is_refused(minari: Any) -> None:
         to_minari(demonstrations(), "mine-v0")
 
 
-def test_demonstrations_of_other_sizes_than_the_environment_are_not_written(minari: Any) -> None:
-    wrong = demonstrations(("MountainCarContinuous-v0", {}))
-    with pytest.raises(
-        DemonstrationsError, match=r"shapes \(\(2,\), \(1,\)\), as MountainCarContinuous-v0 has them, got \(\(3,\), \(1,\)\)"
+def test_what_wrappers_made_of_an_environment_is_written_with_spaces_of_its_own(
+    minari: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapped = demonstrations(("MountainCarContinuous-v0", {}))
+    with caplog.at_level("INFO", "dilqr_rl"):
+        found = to_minari(wrapped, "mine-v0")
+    assert (
+        "MountainCarContinuous-v0 has observations and actions of shapes ((2,), (1,)), the data have ((3,), (1,))"
+        in caplog.text
+    )
+    assert found.env_spec is None
+    assert found.observation_space == spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    assert_same(from_minari("mine-v0"), wrapped)
+
+
+def test_arguments_that_no_file_holds_are_named(minari: Any, tmp_path: Path) -> None:
+    given = demonstrations(("Nowhere-v0", {"map": np.zeros(3)}))
+    for write in (
+        lambda: to_minari(given, "mine-v0"),
+        lambda: given.save(tmp_path / "a.npz"),
+        lambda: given.save_folder(tmp_path / "a"),
     ):
-        to_minari(wrong, "mine-v0")
-    assert minari.list_local_datasets() == {}
+        with pytest.raises(DemonstrationsError, match=r"env_kwargs: expected what JSON holds .* Give arrays as lists"):
+            write()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,22 @@ from dilqr_rl.agents import Demonstrations, DemonstrationsError, SystemIdentific
 from dilqr_rl.agents.exchange import from_imitation, from_minari, to_minari
 
 NAMES = st.lists(
-    st.sampled_from(["state", "frames", "goal", "robot/arm", "robot/hand.2", "clock"]), min_size=1, max_size=4, unique=True
+    st.sampled_from(["state", "frames", "depth", "touch", "goal", "robot/arm", "robot/hand.2", "clock", "time"]),
+    min_size=1,
+    max_size=5,
+    unique=True,
 )
 
 
 def seen(names: list[str], steps: int, seed: int) -> dict[str, Any]:
-    """Named arrays of one episode: bytes for frames, flat or plain numbers for the rest."""
+    """Named arrays of one episode: bytes and other whole numbers for frames, flat or plain numbers for the rest."""
     rng = np.random.default_rng(seed)
     made: dict[str, Any] = {name: rng.normal(size=(steps + 1, 3)) for name in names}
     kinds = {
         "frames": rng.integers(0, 256, (steps + 1, 4, 5, 2)).astype(np.uint8),
+        "depth": rng.integers(0, 2**16, (steps + 1, 4, 5)).astype(np.uint16),
+        "touch": rng.integers(0, 2, (steps + 1, 2)).astype(bool),
+        "time": 2**60 + np.arange(steps + 1),  # nanoseconds
         "clock": rng.normal(size=steps + 1).astype(np.float32),
         "goal": rng.normal(size=(steps + 1, 2)).astype(np.float32),
     }
@@ -107,8 +113,8 @@ def test_every_form_in_which_people_have_them_is_the_same() -> None:
         ([{"a": np.array([["x"]] * 4)}], None, r"observations\[0\]\['a'\]: expected an array of numbers, got ndarray"),
         ([{"a": np.zeros((3, 3))}], None, r"expected observations/a of shape \(4, 3\), got \(3, 3\)\. An episode has one"),
         ([{"a": np.full((4, 3), np.nan)}], None, "observations/a hold NaN"),
-        ([{}], None, r"episode 0: expected \[\], as the first one has, got \[\]"),
-        ([{1: np.zeros((4, 3))}], None, "expected names of parts, got 1"),
+        ([{}], None, r"observations: expected parts, got an empty dictionary\."),
+        ([{1: np.zeros((4, 3))}], None, r"expected names of parts, with 1 to 250 bytes .*, got 1\."),
         (
             {"a": np.zeros((1, 4, 3)), "b": np.zeros((2, 4, 3))},
             None,
@@ -219,8 +225,9 @@ def test_pieces_put_together_are_the_episodes(lengths: list[int], steps: int) ->
     data = demonstrations(["state", "frames"], lengths)
     pieces = list(data.in_pieces(steps).episodes)
     for whole in data.episodes:
-        own = [pieces.pop(0) for _ in range(-(-len(whole) // steps))]
+        own = [pieces.pop(0) for _ in range(max(1, len(whole) // steps))]
         assert all(len(one) == steps for one in own[:-1])
+        assert min(steps, len(whole)) <= len(own[-1]) < 2 * steps
         np.testing.assert_array_equal(np.concatenate([one.actions for one in own]), whole.actions)
         for name, part in whole.observations.items():  # type: ignore[union-attr]
             joined = [one.observations[name][:-1] for one in own] + [own[-1].observations[name][-1:]]  # type: ignore[call-overload]
@@ -317,7 +324,7 @@ def test_environments_with_named_observations_are_recorded() -> None:
         assert {name: (part.shape, part.dtype.name) for name, part in first.items()} == {
             "state": ((4, 3), "float32"),
             "frames": ((4, 1, 40, 40), "uint8"),
-            "clock": ((4,), "float64"),
+            "clock": ((4,), "int64"),
         }
         np.testing.assert_array_equal(first["frames"][:, 0, 0, 0], (100 + 10 * first["state"][:, 0]).astype(np.uint8))
     bare = record(env.env, learner, episodes=2, seed=3).episodes[0].observations
@@ -327,13 +334,13 @@ def test_environments_with_named_observations_are_recorded() -> None:
 def test_minari_s_dictionaries_go_there_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     pytest.importorskip("minari")
-    data = replace(demonstrations(["state", "frames", "robot/arm", "robot/hand.2"], [3, 2]), env_id="Nowhere-v0")
+    data = replace(
+        demonstrations(["state", "frames", "depth", "touch", "time", "robot/arm", "robot/hand.2"], [3, 2]), env_id="Nowhere-v0"
+    )
     to_minari(data, "named-v0")
     assert_same(from_minari("named-v0"), data)
     assert_same(from_minari("named-v0", key="robot/arm"), data.part("robot/arm"))
-    with pytest.raises(
-        DemonstrationsError, match=r"one of \['frames', 'robot/arm', 'robot/hand\.2', 'state'\], got no part 'arm'"
-    ):
+    with pytest.raises(DemonstrationsError, match=r"one of \['depth', 'frames', 'robot/arm', .* got no part 'arm'"):
         from_minari("named-v0", key="arm")
 
 
