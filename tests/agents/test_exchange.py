@@ -152,6 +152,22 @@ def test_of_dictionaries_a_part_may_be_kept(minari: Any) -> None:
         from_minari(dataset).episodes[0].state_observations  # noqa: B018
 
 
+def test_the_members_of_a_tuple_are_parts_and_not_steps(minari: Any) -> None:
+    """As many as there are steps, which dictionaries of each step are as well."""
+    place, member = spaces.Box(-9, 9, (2,), np.float64), np.arange(8.0).reshape(4, 2)
+    made = made_by_minari(
+        minari,
+        env=None,
+        observation_space=spaces.Dict({"state": place, "arms": spaces.Tuple([spaces.Dict({"at": place})] * 4)}),
+        action_space=spaces.Box(-9, 9, (1,), np.float64),
+        observations={"state": member, "arms": tuple({"at": member + number} for number in range(4))},
+    )
+    seen = from_minari(made, "Pendulum-v1").episodes[0].observations
+    assert sorted(seen) == [*(f"arms/{number}/at" for number in range(4)), "state"]
+    for number in range(4):
+        np.testing.assert_array_equal(seen[f"arms/{number}/at"], member + number)
+
+
 def test_pictures_and_discrete_actions_are_refused_with_what_to_do(minari: Any) -> None:
     space = spaces.Box(-1.0, 1.0, (8, 8, 3))
     dataset = made_by_minari(

@@ -313,7 +313,9 @@ def test_too_few_plans_are_refused(demonstrations: Path, tmp_path: Path, capsys:
     assert "expected at least 3 episodes" in refused(capsys, "train", demonstrations, "--out", tmp_path / "out.safetensors")
 
 
-def test_one_log_of_named_observations_is_divided_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_log_of_named_observations_is_divided_in_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng, steps = np.random.default_rng(0), 50
     angle, rate = rng.uniform(-1.0, 1.0, (2, steps + 1))
     seen = {
@@ -325,6 +327,8 @@ def test_one_log_of_named_observations_is_divided_in_time(tmp_path: Path, capsys
     run("train", tmp_path / "log", "--learner", "mlp", "--epochs", "1", "--key", "robot/pose")
     assert "imitation loss on the last 10 steps" in capsys.readouterr().out
     assert (tmp_path / "log.safetensors").is_file()
+    monkeypatch.chdir(tmp_path / "log")
+    assert "log.safetensors exists already" in refused(capsys, "train", ".", "--key", "robot/pose")  # beside the folder
     said = refused(capsys, "train", tmp_path / "log", "--key", "pose", "--overwrite")
     assert "one of ['camera', 'robot/pose'], got no part 'pose'" in said
 

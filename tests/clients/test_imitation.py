@@ -156,8 +156,11 @@ def test_its_plain_trajectories_come_in_without_rewards() -> None:
     assert from_imitation([one], ENV).returns.tolist() == [0.0]
 
 
-def test_its_dictionaries_are_refused_with_what_to_do() -> None:
-    seen = types.DictObs({"angle": np.zeros((3, 1))})
-    one = types.Trajectory(obs=seen, acts=np.ones((2, 1)), infos=None, terminal=True)
-    with pytest.raises(ValueError, match=r"observations\[0\]: expected an array of numbers, got DictObs .* give the part"):
-        from_imitation([one], ENV)
+def test_its_dictionaries_are_named_observations() -> None:
+    seen = {"angle": np.ones((3, 1)), "robot/arm": np.zeros((3, 2))}
+    one = types.Trajectory(obs=types.DictObs(seen), acts=np.ones((2, 1)), infos=None, terminal=True)
+    found = from_imitation([one], ENV)
+    (there,) = to_imitation(found)
+    assert there.obs == types.DictObs(seen)
+    (back,) = from_imitation([there], ENV).episodes
+    assert {name: part.tolist() for name, part in back.observations.items()} == {n: part.tolist() for n, part in seen.items()}
