@@ -20,12 +20,12 @@ from dilqr_rl.agents.episode import Episode, flags
 from dilqr_rl.agents.files import hidden_copies, write_folder_whole, write_whole
 from dilqr_rl.agents.observations import (
     DemonstrationsError,
+    as_floats,
     check_names,
     checked_array,
     fits_files,
     in_chunks,
     named_parts,
-    state_part,
 )
 from dilqr_rl.agents.tensor_files import TensorFileError, parse_json
 from dilqr_rl.checks import shown
@@ -152,14 +152,28 @@ def _columns(contents: FileContents) -> dict[str, list[NDArray[Any]]]:
     episodes = contents.episodes
     named = [named_parts(episode.observations) for episode in episodes]
     if not isinstance(episodes[0].observations, Mapping):
-        named = [{_ALL[0]: state_part(episode.observations)} for episode in episodes]
+        named = [{_ALL[0]: as_floats(parts[_ALL[0]])} for parts in named]
+    for name in named[0]:
+        _check_types(name, [parts[name] for parts in named])
     return {name: [parts[name] for parts in named] for name in named[0]} | {
-        "actions": [checked_array("actions", episode.actions, ndim=2) for episode in episodes],
-        "rewards": [checked_array("rewards", episode.rewards, ndim=1) for episode in episodes],
+        "actions": [as_floats(episode.actions) for episode in episodes],
+        "rewards": [as_floats(episode.rewards) for episode in episodes],
         "lengths": [np.array([len(episode) for episode in episodes])],
         "terminated": [np.array([episode.terminated for episode in episodes])],
         "truncated": [np.array([episode.truncated for episode in episodes])],
     }
+
+
+def _check_types(name: str, parts: list[NDArray[Any]]) -> None:
+    """Whether the one type that a file has for all episodes holds each of them."""
+    common = np.result_type(*{part.dtype for part in parts})
+    for number, part in enumerate(parts):
+        beyond = common.kind == "f" and part.dtype.kind in "iu" and part.dtype.itemsize > 4
+        if beyond and not all((rows.astype(common).astype(part.dtype) == rows).all() for rows in in_chunks(part)):
+            raise DemonstrationsError(
+                f"episode {number}: expected {name} of one type in all episodes, got {part.dtype}, which {common} doesn't "
+                "hold, beside others. Give all of them the same."
+            )
 
 
 def _names(header: Any) -> list[str]:
@@ -300,9 +314,10 @@ def _lengths(arrays: Mapping[str, NDArray[Any]]) -> list[int]:
 
 
 def _column(name: str, array: NDArray[Any], *, whole: bool = False) -> NDArray[Any]:
-    """An array as it is, of an archive as floats; of a folder no copy is made, which might be larger than memory."""
-    found = array if isinstance(array, np.memmap) else checked_array(name, array, None if whole else array.ndim)
-    if not fits_files(found) or (found.dtype.kind != "f" and not whole):
+    """An array as it is, of an archive as floats; of a folder never as a copy, which might be larger than memory."""
+    if fits_files(array) and (whole or array.dtype.kind == "f"):
+        return array
+    if isinstance(array, np.memmap):
         numbers = "numbers" if whole else "floats"
         raise DemonstrationsError(f"{name}: expected {numbers} as save_folder writes them on this machine, got {array.dtype}.")
-    return found
+    return checked_array(name, array, None if whole else array.ndim)

@@ -90,7 +90,8 @@ class Demonstrations:
             env_id: Gymnasium id of the environment that was acted in.
             observations: N arrays (T+1, k), or one (N, T+1, k): the last one of an episode is what its last action led to. Or
                 named ones (T+1, ...), such as states, goals and frames: a dictionary for each episode or for each of its steps,
-                or one dictionary for all. Learners read the state from the part "state", or from the one that `part` gives.
+                or one dictionary for all. Learners read the state from the part "state", or from the one that `part` gives. A
+                list or tuple of arrays is taken for one array of one axis more.
             actions: N arrays (T, m), or one (N, T, m).
             rewards: N arrays (T,), or one (N, T). Zeros if None: no learner here asks for them, but `returns` is 0 then.
             terminated: whether the environment ended an episode; (N,), or one for all.
@@ -100,7 +101,7 @@ class Demonstrations:
             key: the part of named observations to keep, as arrays without a name; None: all.
 
         Raises:
-            DemonstrationsError: sizes that don't fit each other, what is no number, or there is no such part.
+            DemonstrationsError: sizes that don't fit each other, names that collide, what is no number, or no such part.
         """
         columns = {"observations": by_episode(observations), "actions": each_episode("actions", actions)}
         columns |= {} if rewards is None else {"rewards": each_episode("rewards", rewards)}
@@ -148,7 +149,7 @@ class Demonstrations:
         """The episodes of these numbers, in this order.
 
         Raises:
-            DemonstrationsError: none is asked for, or one that isn't there.
+            ValueError: one of them isn't there, or none is asked for.
         """
         chosen = [whole("numbers", i, "numbers of episodes, 0 or more", 0, most=len(self) - 1) for i in numbers]
         if not chosen:
@@ -213,6 +214,7 @@ class Demonstrations:
 
         Raises:
             DemonstrationsError: these are plans, of which parts are none; shares that leave a part without a step.
+            ValueError: a share is no number.
         """
         validation, test = (number(name, share, "a share") for name, share in (("validation", validation), ("test", test)))
         if not (validation > 0 and test > 0 and validation + test < 1):
@@ -229,6 +231,7 @@ class Demonstrations:
 
         Raises:
             DemonstrationsError: these are plans, of which parts are none; no such shares; an episode is too short.
+            ValueError: a share is no number.
         """
         self._check_closed("a division in time")
         shares, parts = [number("shares", share, "numbers from 0 to 1") for share in shares], []

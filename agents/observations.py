@@ -15,6 +15,7 @@ __all__ = [
     "STATE",
     "DemonstrationsError",
     "Observations",
+    "as_floats",
     "as_nested",
     "by_episode",
     "check_names",
@@ -35,7 +36,7 @@ Observations: TypeAlias = NDArray[Any] | dict[str, NDArray[Any]]
 
 _BETWEEN = "/"  # the names of a dictionary within another
 _KEPT = (np.float16, np.float32, np.float64)
-_LONGEST = 250  # bytes of a name between two slashes: a file has it, too, and an ending
+_LONGEST = 250  # bytes of a name: a file has it, too, and an ending
 _CHUNK = 2**20  # bytes of an array that are looked at at once
 
 
@@ -59,28 +60,25 @@ def each_part(observations: Observations, change: Callable[[NDArray[Any]], NDArr
 
 def check_names(names: Iterable[Any]) -> None:
     """Raise `DemonstrationsError` for what can't be the names of parts, in memory and in every file."""
-    known = list(names)
+    known = dict.fromkeys(names)
     for name in known:
-        if not isinstance(name, str) or not all(0 < _size(one) <= _LONGEST for one in name.split(_BETWEEN)):
+        if not isinstance(name, str) or not all(name.split(_BETWEEN)) or not _can_be_of_a_file(name):
             raise DemonstrationsError(
-                f"observations: expected names of parts, with 1 to {_LONGEST} bytes of text before and after each "
-                f"{_BETWEEN!r}, got {shown(name)}. Rename it."
+                f"observations: expected names of parts, texts of at most {_LONGEST} bytes with something before and after "
+                f"each {_BETWEEN!r}, got {shown(name)}. Rename it."
             )
-    groups = {group for name in known for group in _groups(name)}
-    both = next((name for name in known if name in groups), None)
-    if both is not None:
-        inside = next(name for name in known if both in _groups(name))
-        raise DemonstrationsError(
-            f"observations: expected {both!r} as a part or as a group, got {inside!r} beside it. Rename one."
-        )
+        group = next((group for group in _groups(name) if group in known), None)
+        if group is not None:
+            raise DemonstrationsError(
+                f"observations: expected {group!r} as a part or as a group, got {name!r} beside it. Rename one."
+            )
 
 
-def _size(text: str) -> int:
-    """Bytes of a text, of which files can be named; 0 if none can."""
+def _can_be_of_a_file(name: str) -> bool:
     try:
-        return 0 if "\0" in text else len(text.encode())
-    except UnicodeEncodeError:
-        return 0
+        return "\0" not in name and len(name.encode()) <= _LONGEST
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def _groups(name: str) -> Iterator[str]:
@@ -93,8 +91,12 @@ def state_part(observations: Observations, key: str | None = None) -> NDArray[An
     Raises:
         DemonstrationsError: there is no such part, or it isn't flat.
     """
-    found = _chosen(observations, key)
-    return found if found.dtype in _KEPT else found.astype(np.float64)
+    return as_floats(_chosen(observations, key))
+
+
+def as_floats(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, or a copy in float64 of one of whole numbers or booleans."""
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
 def _chosen(observations: Observations, key: str | None) -> NDArray[Any]:

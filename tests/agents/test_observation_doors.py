@@ -40,12 +40,12 @@ def one(observations: Any, actions: Any = ACTIONS[0]) -> Demonstrations:
         ({"robot": {"arm": 1}, "robot/arm": 2}, r"every name once, got two parts 'robot/arm'"),
         ({"robot": {"arm": {"x": 1}}, "robot/arm": 2}, r"'robot/arm' as a part or as a group, got 'robot/arm/x' beside it"),
         ({"a": 1, "b": {}}, r"got an empty dictionary in 'b'"),
-        ({"a//b": 1}, r"text before and after each '/', got 'a//b'"),
+        ({"a//b": 1}, r"something before and after each '/', got 'a//b'"),
         ({"/a": 1}, r"got '/a'"),
         ({"a": {"": 1}}, r"got 'a/'"),
         ({"a\0b": 1}, r"got 'a\\x00b'"),
         ({"\ud800": 1}, r"got '\\ud800'"),
-        ({"a" * 300: 1}, r"1 to 250 bytes .*, got 'a+"),
+        ({"a" * 300: 1}, r"at most 250 bytes .*, got 'a+"),
         ({"a": {3: 1}}, r"got 3\."),
     ],
 )
@@ -215,6 +215,20 @@ def test_frames_that_hardly_change_are_saved_so_that_they_load(tmp_path: Path, m
     assert (tmp_path / "noise.npz").stat().st_size < noise.nbytes / 2  # frames are packed, too
 
 
+def test_episodes_of_unlike_types_are_saved_if_one_type_holds_all(tmp_path: Path) -> None:
+    few, many = ([{"clock": 2**60 + np.arange(4)}, {"clock": np.arange(4.0)}][::order] for order in (1, -1))
+    for given, number in ((few, 0), (many, 1)):
+        data = of(given, np.zeros((2, 3, 1)))
+        for write in (lambda data=data: data.save(tmp_path / "a.npz"), lambda data=data: data.save_folder(tmp_path / "a")):
+            with pytest.raises(
+                DemonstrationsError, match=rf"episode {number}: expected observations/clock of one type .* got int64"
+            ):
+                write()
+    of([{"clock": np.arange(4)}, {"clock": np.arange(4) / 2}], np.zeros((2, 3, 1))).save(tmp_path / "a.npz")
+    clocks = [each.observations["clock"].tolist() for each in Demonstrations.load(tmp_path / "a.npz").episodes]  # type: ignore[call-overload]
+    assert clocks == [[0.0, 1.0, 2.0, 3.0], [0.0, 0.5, 1.0, 1.5]]
+
+
 def test_a_header_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
     data = of(STATE, env_kwargs={"map": "x" * 2**20})
     with pytest.raises(DemonstrationsError, match=r"no more than a header of 1048576 bytes holds, got 1048\d{3}"):
@@ -369,7 +383,7 @@ def test_much_that_takes_no_space_takes_no_memory(
 
 @pytest.mark.parametrize(
     ("parts", "message"),
-    [(["state"] * 50000, "names a part twice"), (["a" * 5000], "1 to 250 bytes"), (["a", "a/b"], "as a part or as a group")],
+    [(["state"] * 50000, "names a part twice"), (["a" * 5000], "at most 250 bytes"), (["a", "a/b"], "as a part or as a group")],
 )
 def test_names_in_a_header_are_checked_before_files_are_opened(parts: list[str], message: str, tmp_path: Path) -> None:
     of({"state": STATE}).save_folder(tmp_path / "data")

@@ -114,7 +114,7 @@ def test_every_form_in_which_people_have_them_is_the_same() -> None:
         ([{"a": np.zeros((3, 3))}], None, r"expected observations/a of shape \(4, 3\), got \(3, 3\)\. An episode has one"),
         ([{"a": np.full((4, 3), np.nan)}], None, "observations/a hold NaN"),
         ([{}], None, r"observations: expected parts, got an empty dictionary\."),
-        ([{1: np.zeros((4, 3))}], None, r"expected names of parts, with 1 to 250 bytes .*, got 1\."),
+        ([{1: np.zeros((4, 3))}], None, r"expected names of parts, texts of at most 250 bytes .*, got 1\."),
         (
             {"a": np.zeros((1, 4, 3)), "b": np.zeros((2, 4, 3))},
             None,
@@ -137,7 +137,7 @@ def test_episodes_with_other_parts_are_refused() -> None:
 # Folders.
 
 
-def test_maps_are_not_read_and_not_copied(tmp_path: Path) -> None:
+def test_maps_are_shared_and_written_onto_themselves(tmp_path: Path) -> None:
     np.save(tmp_path / "frames.npy", np.zeros((2, 4, 8, 8, 3), np.uint8))
     frames = np.load(tmp_path / "frames.npy", mmap_mode="r")
     data = Demonstrations.from_arrays(ENV, {"state": np.zeros((2, 4, 3)), "frames": frames}, np.zeros((2, 3, 1)))
@@ -266,7 +266,7 @@ def named(data: Demonstrations) -> Demonstrations:
     return Demonstrations.from_arrays(data.env_id, parts, [one.actions for one in data.episodes])
 
 
-def test_learners_read_the_state_and_leave_frames_where_they_are(tmp_path: Path) -> None:
+def test_learners_read_the_state(tmp_path: Path) -> None:
     data, held = episodes(4), episodes(2, seed=1)
     named(data).save_folder(tmp_path / "data")
     learners = [make("mlp") for _ in range(2)]
