@@ -205,9 +205,10 @@ def _check_recordable(env: gym.Env[Any, Any]) -> None:
         )
     named = isinstance(env.observation_space, spaces.Dict)
     for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        part = _no_array(space) if named and name == "observations" else "" if _is_flat(space) else "it"
-        if part:
-            what = f"{space}, of which {part!r} holds no array" if named and name == "observations" else space
+        of_parts = named and name == "observations"
+        part = _no_array(space) if of_parts else ""
+        if part or not (of_parts or _is_flat(space)):
+            what = f"{space}, of which {part!r} holds no array" if part else space
             how = "gymnasium.wrappers.FlattenObservation, or one that keeps what the state can be read from"
             what_to_do = f"Wrap it in {how}." if name == "observations" else "Plans are made of real numbers."
             raise ValueError(f"env: expected flat {name}, a Box of one axis, got {what}. {what_to_do}")
