@@ -299,7 +299,11 @@ def test_of_other_processes_there_are_classes_and_bounds() -> None:
 
 def test_in_another_process_nobody_sees_a_function() -> None:
     """Nor can it be sent, and what asks for the environment's id says so."""
-    envs = SubprocVecEnv([lambda: transformed(lambda action: -action)])
+
+    def flipped() -> gym.Env[Any, Any]:  # with nothing of this module, which another process can't import
+        return TransformAction(gym.make("Pendulum-v1"), lambda action: -action, None)
+
+    envs = SubprocVecEnv([flipped])
     try:
         with pytest.raises(
             ValueError, match=refusal("an ActionWrapper in another process").replace("Leave", "can't be seen .*")
