@@ -90,4 +90,4 @@ class _Transformed(TorchFunctionMode):
     def _is_from_around(self, tensor: Tensor) -> bool:
         if not is_functorch_wrapped_tensor(tensor):
             return False
-        return self._lowered or not self._depth < maybe_get_level(tensor) <= get_dynamic_layer_stack_depth()
+        return self._lowered or 0 < maybe_get_level(tensor) <= self._depth  # a level below 0 is of a transform that has ended

@@ -114,7 +114,7 @@ def numbers(trace: Trace, argument: Any) -> Any:
             apart.flags.writeable = False
         return apart
     if isinstance(argument, Tensor):
-        return as_array(np.vectorize(trace.graph.const, otypes=[object])(argument.numpy()))
+        return as_array(np.vectorize(trace.graph.const, otypes=[object])(argument.numpy(force=True)))
     return as_array(trace.graph.const(argument))
 
 

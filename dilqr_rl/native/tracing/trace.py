@@ -190,7 +190,7 @@ class Trace(TorchDispatchMode):
 
     def constant(self, tensor: Tensor) -> Symbol:
         """A symbol of plain numbers."""
-        numbers = np.vectorize(self.graph.const, otypes=[object])(tensor.to(torch.float64).numpy())
+        numbers = np.vectorize(self.graph.const, otypes=[object])(tensor.to(torch.float64).numpy(force=True))
         return Symbol(as_array(numbers), tensor.dtype)
 
     def _lift(self, argument: Any) -> Any:
