@@ -19,7 +19,7 @@ from problems import FLOAT, normal, uniform
 from torch import Tensor, nn
 from traced_operations import NUMBERS, OPERATIONS, M, Operation, V, first, spread
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, explain
 from dilqr_rl.native.codegen.derivatives import cotangents, tangents
 from dilqr_rl.native.codegen.evaluate import evaluate
 from dilqr_rl.native.model import Functions, write_model
@@ -574,3 +574,46 @@ def test_compiled_modules_work_and_scripted_ones_are_refused(backend: Any, whole
     for remake in (lambda module, _: torch.jit.script(module), lambda module, points: torch.jit.trace(module, points)):
         with pytest.raises(ValueError, match="expected a module of Python, got one of TorchScript"):
             plan(remake)
+
+
+def test_derivatives_inside_a_model_are_those_of_pytorch() -> None:
+    """By every mode of torch.func, of a module of the model, in a solve by both paths."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+    class Inside(nn.Module):
+        def __init__(self, derivative: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.net, self.derivative = net, derivative
+
+        def forward(self, x: Tensor, u: Tensor) -> Tensor:
+            return x + u - 0.1 * self.derivative(x.reshape(-1, 2)).reshape(x.shape)
+
+    def pulled(r: Tensor) -> Tensor:
+        out, pull = torch.func.vjp(net, r)
+        return pull(torch.ones_like(out))[0]
+
+    for derivative in (
+        torch.func.vmap(torch.func.grad(lambda r: net(r)[0])),
+        torch.func.vmap(torch.func.grad(lambda r: net(r)[:1].squeeze(-1))),
+        lambda z: torch.func.vmap(torch.func.jacfwd(net))(z).sum(-1),
+        lambda z: torch.func.vmap(torch.func.jacrev(net))(z).sum(-1),
+        lambda z: torch.func.vmap(torch.func.hessian(lambda r: net(r)[1]))(z).sum(-1),
+        lambda z: torch.func.jvp(net, (z,), (torch.ones_like(z),))[1],
+        torch.func.vmap(pulled),
+    ):
+        problem = ControlProblem(
+            Inside(derivative), QuadraticCost([1.0] * 4, [0.0] * 4), horizon=2, state_size=2, control_size=2
+        )
+        assert explain(problem).native, explain(problem).reason
+        native, plain = (ILQR(problem, ILQROptions(backend=backend))(torch.ones(2).double()) for backend in ("native", "torch"))
+        torch.testing.assert_close(native.controls, plain.controls, rtol=1e-9, atol=1e-9)
+
+
+def test_a_number_that_is_written_as_text_names_its_line() -> None:
+    def named(x: Tensor, u: Tensor) -> Tensor:
+        return x + u * len(f"{x.mean():+.1f}")
+
+    problem = ControlProblem(named, QuadraticCost([1.0] * 4, [0.0] * 4), horizon=2, state_size=2, control_size=2)
+    assert re.search(
+        r"Python or NumPy makes of a tensor's numbers has no native form, in .*test_tracing", explain(problem).reason
+    )

@@ -298,6 +298,11 @@ RULES["new_ones"] = lambda trace, a, size, **_: _filled(trace, size, 1.0)
 RULES["new_full"] = lambda trace, a, size, value, **_: _filled(trace, size, value)
 
 
+@rule("_has_same_storage_numel")
+def _has_as_many_numbers(trace: Trace, a: Any, b: Any) -> bool:
+    return bool(a.numel() == b.numel())  # a symbol's own, and not those of what it is a view of
+
+
 @rule(*OF_DATA)
 def _no_branch(trace: Trace, *args: Any) -> Any:
     raise trace.refusal(

@@ -81,6 +81,10 @@ class Symbol(Tensor):
         """The numbers of the plain tensor."""
         return self.plain().numpy()
 
+    def __format__(self, form: str) -> str:
+        """Of the plain tensor."""
+        return format(self.plain(), form)
+
     def tolist(self) -> Any:
         """The numbers of the plain tensor, as Python's."""
         return self.plain().tolist()

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dilqr_rl.native.codegen.graph import Graph, Matrix
 from dilqr_rl.native.tracing.formulas import FORMULAS
 from dilqr_rl.native.tracing.places import here, line_of
-from dilqr_rl.native.tracing.rules import find_rule, root_of
+from dilqr_rl.native.tracing.rules import RULES, find_rule, root_of
 from dilqr_rl.native.tracing.soundness import applied
 from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array, graph_of, with_symbols
 
@@ -144,6 +145,8 @@ class Trace(TorchDispatchMode):
         if rule is None:
             return self._break_down(func, name, args, kwargs)
         args, kwargs = tree_map(self._lift, (args, kwargs))
+        if func is not None and torch.Tag.inplace_view in func.tags and name[:-1] in RULES:
+            return _reshaped(args[0], RULES[name[:-1]](self, *args, **kwargs), func, args, kwargs)
         if func is None or name.endswith("_"):
             return rule(self, *args, **kwargs)
         return applied(self, rule, func, args, kwargs)
@@ -245,6 +248,19 @@ def _in_parts(func: Any, args: Any, kwargs: Any) -> Any:
         if func in decomposition_table:
             result = decomposition_table[func](*args, **kwargs)
     return result
+
+
+def _reshaped(symbol: Symbol, result: Symbol, func: Any, args: Any, kwargs: Any) -> Symbol:
+    """A symbol with the content of a result, and the shape that an operation like `squeeze_` gives it in place."""
+    with no_dispatch():  # so that it changes the shape, and gets to no rule
+        before = torch._C._meta_in_tls_dispatch_include()
+        torch._C._set_meta_in_tls_dispatch_include(True)
+        try:
+            func(*args, **kwargs)
+        finally:
+            torch._C._set_meta_in_tls_dispatch_include(before)
+    symbol.content = result.content
+    return symbol
 
 
 def _is_complex(argument: Any) -> bool:
