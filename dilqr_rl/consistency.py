@@ -10,12 +10,12 @@ from torch import Tensor
 from dilqr_rl.instance import Instance
 from dilqr_rl.solution import Solution
 
-__all__ = ["ROUGH", "agree", "disagreement", "is_random", "is_rounding", "rounded"]
+__all__ = ["ROUGH", "TRIES", "agree", "disagreement", "is_random", "is_rounding", "rounded"]
 
 _NATIVE = 1e-8  # relative and absolute: rounding of float64 leaves less, a function that was misread more
 ROUGH = 1e-5  # the same of functions that may compute in float32 inside, whose sums depend on the size of a batch
 _EPSILON = torch.finfo(torch.float64).eps
-_TRIES = 3  # changes by rounding, of which the largest effect counts
+TRIES = 3  # changes by rounding, of which the largest effect counts
 _MORE = 16  # times that effect may be rounding, too, since so few tries only estimate it
 
 
@@ -48,7 +48,7 @@ def is_rounding(
     if not all(torch.equal(one.nan_to_num(), other.detach().nan_to_num()) for one, other in zip(expected, again, strict=True)):
         return False
     effects = [torch.zeros_like(one) for one in expected]
-    for seed in range(_TRIES):
+    for seed in range(TRIES):
         moved = zip(expected, function(*(rounded(point, seed) for point in points)), strict=True)
         changes = [(after.detach() - before).abs().nan_to_num(nan=torch.inf) for before, after in moved]
         effects = [torch.maximum(*pair) for pair in zip(effects, changes, strict=True)]

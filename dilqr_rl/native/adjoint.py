@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dilqr_rl.adjoint import Adjoint
-from dilqr_rl.consistency import rounded
+from dilqr_rl.consistency import TRIES, rounded
 from dilqr_rl.fixed_point import LossGradient
 from dilqr_rl.instance import Instance
 from dilqr_rl.native.arguments import Arguments
@@ -21,7 +21,6 @@ from dilqr_rl.solution import Solution, Status
 __all__ = ["NativeAdjoint"]
 
 _AGREEMENT = 1e-3  # relative to the largest number of a gradient: what is badly conditioned differs by less
-_TRIES = 3  # changes by rounding, to see whether it differs by more
 
 Gradients = tuple[Tensor, list[Tensor | None]]
 
@@ -89,7 +88,7 @@ class NativeAdjoint:
                 return True
             if _all_agree([dx0, *found], right):
                 return True
-            moved = [plainly(rounded(solution.states, seed)) for seed in range(_TRIES)]
+            moved = [plainly(rounded(solution.states, seed)) for seed in range(TRIES)]
         except (RuntimeError, ValueError):  # a setting has changed since, or PyTorch has no second derivatives
             return True
         return not all(_all_agree(one, right) for one in moved)  # rounding alone changes them as much
