@@ -99,7 +99,9 @@ def test_p2_a2c_finds_the_log_probabilities_that_its_rollout_stored(variant: str
     a2c.learn(STEPS)
     (stored,) = a2c.rollout_buffer.get(batch_size=None)
     _, log_prob, _ = a2c.policy.evaluate_actions(stored.observations, stored.actions)
-    assert torch.equal(log_prob, stored.old_log_prob)
+    # gSDE's deviations are a matrix product, which some processors round otherwise in a batch of 12 than of 3 (MlpPolicy's, too).
+    rounding = 4 * torch.finfo(log_prob.dtype).eps if a2c.use_sde else 0.0
+    torch.testing.assert_close(log_prob, stored.old_log_prob, rtol=rounding, atol=0.0)
 
 
 # P3: a batch is its members.
