@@ -16,7 +16,7 @@ from dilqr_rl.agents.observations import STATE
 from dilqr_rl.instance import bind
 from dilqr_rl.tasks import ControlTask
 
-__all__ = ["check_spaces", "fitted", "has_all_actions", "state_box", "state_part"]
+__all__ = ["actions_beyond", "check_spaces", "fitted", "has_all_actions", "state_box", "state_part"]
 
 
 def state_part(observation: PyTorchObs) -> Tensor:
@@ -79,18 +79,39 @@ def _check_actions(task: ControlTask, action_space: spaces.Space[Any]) -> None:
             f"action_space: expected Discrete({len(task.discrete_controls)}), as discrete_controls of {task.name}'s model has "
             f"controls, got {action_space}. Leave them out for real-valued actions."
         )
-    low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
-    if not (_at_least(low, action_space.low) and _at_least(action_space.high, high)):
-        raise ValueError(
-            f"action_space: expected one that holds the actions from {low:g} to {high:g} of {task.name}'s model, got "
-            f"{action_space}. Narrow the task's u_min and u_max to what the environment takes, or if it takes other units, set "
-            "control_per_action, or wrap it with RescaleAction."
-        )
+    beyond = actions_beyond(task, action_space)
+    if beyond:
+        raise ValueError(f"action_space: expected one that holds {beyond}")
+
+
+def actions_beyond(task: ControlTask, box: spaces.Box) -> str:
+    """Which actions of a task's model a Box doesn't hold, and what to do, as the end of an error; "" if it holds all."""
+    low, high = _ends(task)
+    if _at_least(low, box.low) and _at_least(box.high, high):
+        return ""
+    return (
+        f"the actions from {_told(low)} to {_told(high)} of {task.name}'s model, got {box}. Narrow the task's u_min and u_max "
+        "to what the environment takes, or if it takes other units, set control_per_action, or wrap it with RescaleAction."
+    )
+
+
+def _ends(task: ControlTask) -> list[NDArray[np.float64]]:
+    """The lowest and the highest action of a task's model, () or (m,)."""
+    low, high, unit = (_array(one) for one in (task.u_min, task.u_max, task.control_per_action))
+    return [end(low / unit, high / unit) for end in (np.minimum, np.maximum)]
+
+
+def _array(value: Any) -> NDArray[np.float64]:
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().numpy()
+
+
+def _told(end: NDArray[np.float64]) -> str:
+    return f"{end:g}" if end.ndim == 0 else str(end)
 
 
 def has_all_actions(task: ControlTask, action_space: spaces.Space[Any]) -> bool:
     """Whether the actions of a task's model are a Box's, from end to end."""
-    low, high = task.u_min / task.control_per_action, task.u_max / task.control_per_action
+    low, high = _ends(task)
     return isinstance(action_space, spaces.Box) and np.allclose(action_space.low, low) and np.allclose(action_space.high, high)
 
 

@@ -175,7 +175,7 @@ def _refuse_from_outside(inner: Any, around: list[_Layer], acting: list[ActionLa
     with closing(own):
         base = model_environment(own)
         if isinstance(inner, VecEnv):
-            refuse_actions_elsewhere(inner, base.action_space, task)
+            refuse_actions_elsewhere(inner, base, task)
         hidden = flat and isinstance(inner, VecEnv) and any(inner.env_is_wrapped(gym.ObservationWrapper))
         name = "an ObservationWrapper" if hidden else "a wrapper"
         within = _Layer(f"{name} in another process", _single_space(inner), None if hidden else _as_it_is)

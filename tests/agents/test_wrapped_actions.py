@@ -285,16 +285,20 @@ def test_other_policies_are_not_asked() -> None:
 
 def test_of_other_processes_there_are_classes_and_bounds() -> None:
     """Which a batch in this process tells as one elsewhere does."""
-    own, task = gym.make(ENV).action_space, find_task(gym.make(ENV))
+    base, task = gym.make(ENV), find_task(gym.make(ENV))
     shares, upside_down = replace(task, control_per_action=2.0), transformed(flipped)
     for env, right in ((StickyAction(gym.make(ENV), 0.3), task), (ClipAction(gym.make(ENV)), task), (rescaled(), shares)):
-        refuse_actions_elsewhere(DummyVecEnv([lambda env=env: env]), own, right)
-    limited = TransformAction(ClipAction(gym.make(ENV)), flipped, own)
+        refuse_actions_elsewhere(DummyVecEnv([lambda env=env: env]), base, right)
+    limited = TransformAction(ClipAction(gym.make(ENV)), flipped, base.action_space)
     for env, wrong in ((upside_down, task), (rescaled(), task), (limited, task)):
         with pytest.raises(
             ValueError, match=r"an ActionWrapper in another process, .* in this process \(DummyVecEnv\) it is tried"
         ):
-            refuse_actions_elsewhere(DummyVecEnv([lambda env=env: env]), own, wrong)
+            refuse_actions_elsewhere(DummyVecEnv([lambda env=env: env]), base, wrong)
+    clipped = DummyVecEnv([lambda: ClipAction(RescaleAction(gym.make(ENV), np.float32(-1.0), np.float32(1.0)))])
+    refuse_actions_elsewhere(clipped, base, shares)
+    with pytest.raises(ValueError, match=r"limits of a ClipAction in another process, .* the actions from -2 to 2.5"):
+        refuse_actions_elsewhere(clipped, base, replace(shares, u_max=2.5))
 
 
 def test_in_another_process_nobody_sees_a_function() -> None:
