@@ -1,7 +1,7 @@
 """`MPCTQCPolicy` and `MPCCrossQPolicy`: the actor of sb3-contrib's TQC and CrossQ is a planner.
 
 Nothing else here imports this module, since sb3-contrib is an extra: `import dilqr_rl.agents.contrib` makes "MPCPolicy" known
-to TQC and CrossQ, and to TRPO, whose policy is that of PPO.
+to TQC and CrossQ, and to TRPO, whose policy is that of PPO; QRDQN, which has no actor, says so.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from dilqr_rl.agents.off_policy import SquashedGaussianActor, SquashedGaussianPolicy
 from dilqr_rl.agents.policy import MPCPolicy
+from dilqr_rl.agents.q_values import NoActor
 
 try:
-    from sb3_contrib import TQC, TRPO, CrossQ
+    from sb3_contrib import QRDQN, TQC, TRPO, CrossQ
     from sb3_contrib.crossq.policies import Actor as CrossQActor
     from sb3_contrib.crossq.policies import CrossQPolicy
     from sb3_contrib.tqc.policies import Actor as TQCActor
@@ -100,3 +101,4 @@ class MPCCrossQPolicy(SquashedGaussianPolicy, CrossQPolicy):
 TQC.policy_aliases["MPCPolicy"] = MPCTQCPolicy
 CrossQ.policy_aliases["MPCPolicy"] = MPCCrossQPolicy
 TRPO.policy_aliases["MPCPolicy"] = MPCPolicy
+QRDQN.policy_aliases["MPCPolicy"] = NoActor

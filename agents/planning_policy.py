@@ -31,6 +31,7 @@ from dilqr_rl.agents.learnable import parameter_values
 from dilqr_rl.agents.names import refuse_unknown_names
 from dilqr_rl.agents.observations import STATE
 from dilqr_rl.agents.plan_state import PlanState, State, last_plans
+from dilqr_rl.agents.q_values import refuse_other_kinds
 from dilqr_rl.agents.rates import make_optimiser
 from dilqr_rl.agents.spaces import check_spaces, state_box, state_part
 from dilqr_rl.agents.wrappers import AlgorithmsStates, refuse_changes, task_of
@@ -82,7 +83,7 @@ class PlanningPolicy(BasePolicy):
 
     Raises:
         ValueError: no task, or spaces or a model that don't fit it; observations that a wrapper changes from what the task
-            reads; unknown names in `physics`, `learn` or `cost_map`.
+            reads; unknown names in `physics`, `learn` or `cost_map`; an algorithm for another kind of policy.
     """
 
     checkpoint_format: ClassVar[str]
@@ -108,8 +109,10 @@ class PlanningPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         model_rate = number("model_rate", model_rate, "a number above 0", lambda value: 0 < value < math.inf)
-        refuse_unknown_names(type(self), kwargs)
         algorithm = calling_algorithm()
+        if algorithm is not None:
+            refuse_other_kinds(type(self), algorithm)
+        refuse_unknown_names(type(self), kwargs)
         self.task = as_task(task) if task is not None or algorithm is None else task_of(algorithm)
         self._algorithm = None if algorithm is None else AlgorithmsStates(algorithm, self.task)
         if self._algorithm is not None:

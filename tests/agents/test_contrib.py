@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from policy_data import ENV, STEPS, assert_same, batch, described, observed, planning, shake, state_beside, tensors
-from sb3_contrib import TQC, TRPO, CrossQ
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, RecurrentPPO
 from torch import Tensor
 
 from dilqr_rl import ILQROptions
@@ -160,6 +160,16 @@ def test_a_learner_goes_on_as_the_actor(algorithm: type[Any]) -> None:
     one = learner.to_sb3(algorithm, f"dilqr_rl.envs:{learner_data.ENV}", policy_kwargs={"net_arch": [8]}, device="cpu")
     seen = observed(1, spread=0.3)[0]
     np.testing.assert_array_equal(chosen(one, seen), learner.predict(seen, deterministic=True)[0])
+
+
+def test_algorithms_for_other_kinds_of_policies_say_so() -> None:
+    for kind in ("MPCPolicy", MPCPolicy):
+        with pytest.raises(ValueError, match="policy: QRDQN learns what each action is worth and has no actor"):
+            QRDQN(kind, "CartPole-v1")
+    with pytest.raises(ValueError, match=r"expected a RecurrentActorCriticPolicy, as RecurrentPPO trains .*got MPCPolicy"):
+        RecurrentPPO(MPCPolicy, ENV)
+    with pytest.raises(ValueError, match=r'expected a TQCPolicy, as TQC trains them, got MPCPolicy\. Use TQC\("MPCPolicy"'):
+        TQC(MPCPolicy, ENV)
 
 
 def test_without_sb3_contrib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,9 @@ def test_a_rollout_and_a_checkpoint(tmp_path: Path) -> None:
 def test_what_has_no_place_is_refused_with_a_sentence() -> None:
     env = gym.make("CartPole-v1")
     task = find_task(env)
-    with pytest.raises(ValueError, match="DQN learns what each action is worth and has no actor"):
-        DQN("MPCPolicy", "CartPole-v1")
+    for policy in ("MPCPolicy", MPCPolicy):
+        with pytest.raises(ValueError, match="DQN learns what each action is worth and has no actor"):
+            DQN(policy, "CartPole-v1")
     with pytest.raises(ValueError, match="doesn't say which control each action of Discrete\\(2\\) stands for"):
         MPCPolicy.for_env(env, task=replace(task, discrete_controls=None))
     with pytest.raises(ValueError, match="expected 3 actions"):

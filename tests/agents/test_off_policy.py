@@ -11,10 +11,11 @@ import torch
 from policy_data import STEPS, batch, model, observed, policy, shake, tensors
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
 from dilqr_rl import ILQROptions
-from dilqr_rl.agents import CostMap, MPCSACPolicy, MPCTD3Policy, PlanningPolicy
+from dilqr_rl.agents import CostMap, MPCPolicy, MPCSACPolicy, MPCTD3Policy, PlanningPolicy
 
 SEEN = torch.as_tensor(observed(6, spread=0.3))
 EXACT = ILQROptions(tolerance=1e-11)
@@ -29,6 +30,19 @@ def planned(one: Any, seen: Tensor = SEEN) -> Tensor:
 
 def widths(network: nn.Module) -> list[int]:
     return [layer.out_features for layer in network.modules() if isinstance(layer, nn.Linear)]
+
+
+def test_a_policy_for_another_algorithm_is_refused() -> None:
+    for algorithm, kind in ((SAC, MPCTD3Policy), (TD3, MPCSACPolicy), (DDPG, MPCPolicy)):
+        with pytest.raises(ValueError, match=rf"as {algorithm.__name__} trains them, got {kind.__name__}\. Use .*MPCPolicy"):
+            algorithm(kind, "Pendulum-v1")
+
+    class Mine(SAC):
+        """With policies of its own."""
+
+        policy_aliases = {"Mine": SACPolicy}
+
+    Mine(MPCSACPolicy, "Pendulum-v1", device="cpu", buffer_size=1)
 
 
 # What they draw.
