@@ -22,6 +22,7 @@ from dilqr_rl.agents.learnable import copy_values, parameter_values
 from dilqr_rl.agents.size_limit import SizeLimit
 from dilqr_rl.agents.soundness import told, unsound_values
 from dilqr_rl.agents.space_files import space_from_json, space_to_json
+from dilqr_rl.agents.spaces import state_box
 from dilqr_rl.agents.tensor_files import TensorFileError, load_exactly, parse_json, read_tensors, write_tensors
 from dilqr_rl.checks import plain
 from dilqr_rl.instance import bind
@@ -59,6 +60,7 @@ class CheckpointError(ValueError):
 def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) -> None:
     """Write a policy; see `PlanningPolicy.save`."""
     refuse_unsound(path, policy)
+    spaces = _spaces(policy)
     if policy.task.name in known_ids():
         _check_rebuilt(policy)
     arguments = _network(policy)
@@ -77,7 +79,7 @@ def save_policy(policy: PlanningPolicy, path: str | Path, *, overwrite: bool) ->
         "env_kwargs": dict(policy.task.env_kwargs),
         "settings": {name: _plain(value) for name, value in policy.settings.items()} | {"horizon": policy.problem.horizon},
         "network": network,
-        "spaces": _spaces(policy),
+        "spaces": spaces,
         "units": _units(policy.task),
     }
     write_checkpoint(path, policy.checkpoint_format, config, policy.state_dict(), overwrite=overwrite)
@@ -88,9 +90,14 @@ def _spaces(policy: PlanningPolicy) -> list[Any]:
     try:
         return [space_to_json(space) for space in (policy.observation_space, policy.action_space)]
     except ValueError:
-        if policy.task.name not in known_ids():
+        if policy.task.name not in known_ids() or not _has_own_spaces(policy):
             raise
         return []
+
+
+def _has_own_spaces(policy: PlanningPolicy) -> bool:
+    with closing(make_env(policy.task.name, policy.task.env_kwargs)) as env:
+        return (env.observation_space, env.action_space) == (policy.observation_space, policy.action_space)
 
 
 def _network(policy: PlanningPolicy) -> dict[str, Any]:
@@ -116,13 +123,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_rebuilt(policy: PlanningPolicy) -> None:
-    """Refuse a policy that sees or plans with something else than what is made of its id."""
+    """Refuse a policy that plans with something else than what is made of its id."""
     with closing(make_env(policy.task.name, policy.task.env_kwargs)) as env:
-        if env.observation_space.shape != policy.observation_space.shape:
+        own_shape, shape = (state_box(one.observation_space).shape for one in (env, policy))
+        if own_shape != shape:
             raise ValueError(
-                f"policy: expected observations {env.observation_space.shape}, as {policy.task.name} has them, got "
-                f"{policy.observation_space.shape}. A wrapper isn't kept in a checkpoint: save the whole model with "
-                "Stable-Baselines3's own model.save, which pickles it."
+                f"policy: expected observations {own_shape}, as {policy.task.name} has them, got {shape}. A wrapper isn't kept "
+                "in a checkpoint: save the whole model with Stable-Baselines3's own model.save, which pickles it."
             )
         own = find_task(env)
         known, came = own.problem(1), copy.deepcopy(policy.task).problem(1)
@@ -133,7 +140,7 @@ def _check_rebuilt(policy: PlanningPolicy) -> None:
                 "the learner instead, or the whole model with Stable-Baselines3's own model.save, which pickles it."
             )
         copy_values(came, known)
-        if not _act_alike((own, known), (policy.task, came)):
+        if not _act_alike(shape, (own, known), (policy.task, came)):
             raise ValueError(
                 f"policy: expected the model of {policy.task.name}, got one with other settings or functions. "
                 "A checkpoint doesn't hold these: save the whole model with Stable-Baselines3's own model.save, which pickles."
@@ -141,15 +148,16 @@ def _check_rebuilt(policy: PlanningPolicy) -> None:
 
 
 @torch.no_grad()
-def _act_alike(*models: tuple[ControlTask, ControlProblem]) -> bool:
-    """Whether two models have the same units and, at some states, the same next ones and costs."""
+def _act_alike(shape: tuple[int, ...], *models: tuple[ControlTask, ControlProblem]) -> bool:
+    """Whether two models have the same units, read the same states, and at some have the same next ones and costs."""
     found = []
     for task, problem in models:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(5, task.state_size, generator=generator, dtype=torch.float64)
         u = torch.randn(5, task.control_size, generator=generator, dtype=torch.float64)
         instance = bind(problem, x, None).at_first_step()
-        results = (instance.step(x, u, 0), instance.stage_cost(x[:, None], u[:, None]), instance.terminal_cost(x))
+        seen = task.observation_to_state(torch.randn(5, *shape, generator=generator, dtype=torch.float64))
+        results = (seen, instance.step(x, u, 0), instance.stage_cost(x[:, None], u[:, None]), instance.terminal_cost(x))
         found.append((_units(task), results))
     (units, results), (other_units, other_results) = found
     same = all(torch.allclose(a, b, equal_nan=True) for a, b in zip(results, other_results, strict=True))
@@ -165,18 +173,23 @@ def load_policy(policy_class: type[Policy], path: str | Path, device: torch.devi
     """Read a policy; see `PlanningPolicy.load`."""
     config, tensors = read_checkpoint(path, policy_class.checkpoint_format)
     try:
-        policy = _made_again(policy_class, config, SizeLimit(tensors), task)
+        policy = _made_again(policy_class, config, tensors, task)
         load_exactly(policy, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # what a class makes of settings that were tampered with is nobody's to foresee
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
     refuse_unsound(path, policy)
     return policy.to(get_device(device))
 
 
-def _made_again(policy_class: type[Policy], config: Mapping[str, Any], limit: SizeLimit, task: ControlTask | None) -> Policy:
-    """A policy of these settings, with other numbers, and no more of them than the limit allows."""
+def _made_again(
+    policy_class: type[Policy], config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], task: ControlTask | None
+) -> Policy:
+    """A policy of these settings, with other numbers, and no more of them than these tensors have use for."""
     found, observations, actions = _told_task(config) if task is None else _given_task(config, task)
-    bare = _bare(policy_class, found, observations, actions)
+    with SizeLimit(tensors):
+        bare = _bare(policy_class, found, observations, actions)
     settings = _named(config["settings"], bare.settings)
     network = dict(config["network"])
     optimiser = _optimiser(network.pop("optimizer_class", None))
@@ -184,30 +197,31 @@ def _made_again(policy_class: type[Policy], config: Mapping[str, Any], limit: Si
     settings["options"] = ILQROptions(**_named(settings["options"], (field.name for field in fields(ILQROptions))))
     if settings["cost_map"] is not None:
         settings["cost_map"] = CostMap(**_named(settings["cost_map"], (field.name for field in fields(CostMap))))
-    with limit:
+    with SizeLimit(tensors):
         return policy_class(observations, actions, lambda _: 3e-4, task=found, **settings, **network, **optimiser)
 
 
 def _told_task(config: Mapping[str, Any]) -> tuple[ControlTask, Space[Any], Space[Any]]:
-    """The task of a checkpoint's environment, which is made for it, and its spaces."""
+    """The task of a checkpoint's environment, which is made for it, and the spaces that it tells, or else the environment's."""
     env_id, env_kwargs = config["env_id"], config["env_kwargs"]
     if env_id not in known_ids():
-        raise ValueError(
+        raise CheckpointError(
             f"its environment {env_id!r} is not among the known ones, {known_ids()}; give its model as task=, or call "
-            "dilqr_rl.register_task first"
+            "dilqr_rl.register_task first."
         )
     with closing(make_env(env_id, {**env_kwargs})) as env:
-        return find_task(env), env.observation_space, env.action_space
+        observations, actions = [space_from_json(one) for one in config["spaces"]] or (env.observation_space, env.action_space)
+        return find_task(env), observations, actions
 
 
 def _given_task(config: Mapping[str, Any], task: ControlTask) -> tuple[ControlTask, Space[Any], Space[Any]]:
     """A task that a person gives, and the spaces that the checkpoint tells."""
     if not isinstance(task, ControlTask):
-        raise ValueError(f"task: expected a ControlTask, got {task!r}")
+        raise CheckpointError(f"task: expected a ControlTask, got {task!r}.")
     if task.name != config["env_id"]:
-        raise ValueError(f"task: expected that of {config['env_id']!r}, got that of {task.name!r}")
+        raise CheckpointError(f"task: expected that of {config['env_id']!r}, got that of {task.name!r}.")
     if config["units"] != _units(task):
-        raise ValueError(f"task: expected one with {config['units']}, got one with {_units(task)}")
+        raise CheckpointError(f"task: expected one with {config['units']}, got one with {_units(task)}.")
     observations, actions = (space_from_json(space) for space in config["spaces"])
     return task, observations, actions
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 __all__ = ["space_from_json", "space_to_json"]
 
-_MOST = 10**7  # numbers of one space: larger than any observation, smaller than what a hostile file would ask for
+_MOST = 10**7  # numbers of a space: more than any observation has, less than what a hostile file would ask for
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -43,15 +43,28 @@ def space_from_json(told: Any) -> spaces.Space[Any]:
         ValueError: nothing like it was.
     """
     try:
-        if told["kind"] == "dict":
-            parts = OrderedDict((str(name), space_from_json(part)) for name, part in told["spaces"].items())
-            return spaces.Dict(parts)  # in this order, in which features stand
-        if told["kind"] == "discrete":
-            return spaces.Discrete(int(told["n"]), start=int(told["start"]))
-        if told["kind"] == "box" and math.prod(told["shape"]) <= _MOST:
-            dtype: Any = np.dtype(told["dtype"])
-            low, high = (np.broadcast_to(np.asarray(told[name], dtype), told["shape"]) for name in ("low", "high"))
-            return spaces.Box(low, high, tuple(told["shape"]), dtype)
+        if _size(told) <= _MOST:
+            return _made(told)
     except (KeyError, TypeError, AttributeError, AssertionError, OverflowError) as error:
         raise ValueError(f"no space that can be read: {error!r}") from error
     raise ValueError(f"no space that can be read: {str(told)[:100]}")
+
+
+def _size(told: Any) -> int:
+    """How many numbers a space has, with all its parts."""
+    if told["kind"] == "dict":
+        return sum(map(_size, told["spaces"].values()))
+    return math.prod(told["shape"]) if told["kind"] == "box" else 1
+
+
+def _made(told: Any) -> spaces.Space[Any]:
+    if told["kind"] == "dict":
+        parts = OrderedDict((str(name), _made(part)) for name, part in told["spaces"].items())
+        return spaces.Dict(parts)  # in this order, in which features stand
+    if told["kind"] == "discrete":
+        return spaces.Discrete(int(told["n"]), start=int(told["start"]))
+    if told["kind"] != "box":
+        raise KeyError(told["kind"])
+    dtype: Any = np.dtype(told["dtype"])
+    low, high = (np.broadcast_to(np.asarray(told[name], dtype), told["shape"]) for name in ("low", "high"))
+    return spaces.Box(low, high, tuple(told["shape"]), dtype)

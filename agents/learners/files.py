@@ -61,10 +61,14 @@ def load_learner(learner_class: type[AnyLearner], path: str | Path, task: Contro
         raise CheckpointError(f"{path}: its environment can't be made: {error!r}.") from error
     try:
         if _numbers(chosen) != config["task"]:
-            raise ValueError(f"it was made with {config['task']}, the task has {_numbers(chosen)}; pass the same as task=")
+            raise CheckpointError(
+                f"it was made with {config['task']}, the task has {_numbers(chosen)}; pass the same as task=."
+            )
         with SizeLimit(tensors):
             learner = _make_again(learner_class, chosen, config["settings"])
         load_exactly(learner, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # and so may a learner
         raise CheckpointError(f"{path}: not a whole checkpoint of this version: {error!r}.") from error
     refuse_unsound(path, learner)
