@@ -30,7 +30,8 @@ class MPCPolicy(PlanningPolicy, ActorCriticPolicy):
 
     `MPCPolicy.for_env(env)` makes a ready controller. As a policy: PPO("MPCPolicy", env, policy_kwargs={"task": ...}),
     or the class itself. What `learn` names is trained by any loss on the actions, as are the noise's log_std and
-    the critic, a network; the rest of the model stays as it is.
+    the critic, a network; the rest of the model stays as it is. Plans, and so the mean, keep to the task's u_min and u_max;
+    what is drawn around them is cut off by Stable-Baselines3 at the bounds of the environment's action space alone.
 
     Nothing is hidden: `forward`, `evaluate_actions`, `get_distribution` and, without a warm start, `predict` plan anew from
     zero controls, so that equal observations give equal actions.

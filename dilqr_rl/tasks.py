@@ -33,7 +33,8 @@ class ControlTask:
         horizon: steps a plan looks ahead by default.
         state_size: n.
         control_size: m.
-        u_min, u_max: bounds of the control, in its own units (N, N m).
+        u_min, u_max: bounds of planned controls, in their own units (N, N m). What an algorithm draws around plans keeps to the
+            bounds of the environment's action space.
         control_per_action: control = control_per_action * action.
         terminal_cost: x -> cost of the last state, if any.
         discrete_controls: for an environment with actions 0 to A-1, which control each of them stands for, (A, m). Plans are of

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import ClipAction
+from gymnasium.wrappers import ClipAction, TransformAction
+from policy_data import HORIZON, model
 from sb3_contrib import TRPO
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import Tensor, nn
 
@@ -86,6 +88,33 @@ def test_plans_may_keep_within_less_than_the_environment_takes() -> None:
     assert plan.controls.min() >= -1.5
     assert plan.controls.max() <= 1.0
     assert (plan.controls == 1.0).any() or (plan.controls == -1.5).any()
+
+
+class Felt(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps what reaches the environment."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.actions: list[float] = []
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(float(action[0]))
+        return super().step(action)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, SAC, TD3])
+def test_what_is_tried_around_plans_keeps_to_the_action_space(algorithm: type[Any]) -> None:
+    """The task's own limits are the plans', as docs/policies.md says, unless the space is narrowed to them."""
+    tight = {"task": replace(find_task(gym.make("Pendulum-v1")), u_min=-0.5, u_max=0.5), "horizon": HORIZON}
+    noise = {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))} if algorithm is TD3 else {}
+    largest = []
+    for narrowed in (False, True):
+        felt = Felt(gym.make("Pendulum-v1"))
+        env = TransformAction(felt, lambda action: action, spaces.Box(-0.5, 0.5, (1,))) if narrowed else felt
+        model(algorithm, env, tight, **noise).learn(32)
+        largest.append(np.abs(felt.actions).max())
+    assert largest[0] > 0.6
+    assert 0.4 < largest[1] <= 0.5
 
 
 def test_wider_bounds_are_refused_with_advice_that_helps() -> None:
