@@ -210,7 +210,8 @@ def _check_recordable(env: gym.Env[Any, Any]) -> None:
         if part or not (of_parts or _is_flat(space)):
             what = f"{space}, of which {part!r} holds no array" if part else space
             how = "gymnasium.wrappers.FlattenObservation, or one that keeps what the state can be read from"
-            what_to_do = f"Wrap it in {how}." if name == "observations" else "Plans are made of real numbers."
+            real = "Learners fit real numbers: record what discrete actions stand for, by a wrapper that takes it."
+            what_to_do = f"Wrap it in {how}." if name == "observations" else real
             raise ValueError(f"env: expected flat {name}, a Box of one axis, got {what}. {what_to_do}")
 
 

@@ -55,8 +55,9 @@ class Learner(nn.Module, ABC):
         self.task = as_task(task)
         if self.task.discrete_controls is not None:
             raise ValueError(
-                f"task: a learner fits real-valued actions, and those of {self.task.name} are discrete. Train an MPCPolicy "
-                "with PPO or A2C, or leave discrete_controls out to learn from controls."
+                f"task: a learner fits real-valued controls, and the actions of {self.task.name} are discrete. Train an "
+                "MPCPolicy with PPO or A2C; or find its physics by SystemIdentification, from the controls that the actions "
+                "stand for and the task without them: dataclasses.replace(task, discrete_controls=None)."
             )
         self.horizon = whole("horizon", self.task.horizon if horizon is None else horizon, most=MOST)
         _check_names(type(self), settings)

@@ -20,7 +20,7 @@ class Expert(WithModules):
     """Roll out the planner with the environment's own model, and write the episodes to an .npz file."""
 
     env: tyro.conf.Positional[str]
-    """Id of an environment whose model is known, e.g. dilqr_rl/Pendulum-v0."""
+    """Id of an environment whose model is known and whose actions are real numbers, e.g. dilqr_rl/Pendulum-v0."""
     out: Path
     """The file to write."""
     episodes: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 12
@@ -42,6 +42,8 @@ class Expert(WithModules):
 
     def run(self) -> None:
         """Roll out, write, and tell."""
+        import gymnasium as gym
+
         from dilqr_rl.agents import MPCPolicy, roll_out
         from dilqr_rl.agents.environments import make_env
         from dilqr_rl.agents.files import check_can_write
@@ -50,6 +52,12 @@ class Expert(WithModules):
         check_can_write(self.out, overwrite=self.overwrite)
         env_kwargs = {"physics": self.physics} if self.physics else {}
         env = make_env(self.env, env_kwargs)
+        if not isinstance(env.action_space, gym.spaces.Box):
+            raise ValueError(
+                f"{self.env}: expected actions that are real numbers, as learners take them from a file, got "
+                f"{env.action_space}. From Python, roll_out(MPCPolicy.for_env(env), ...) runs its controller; docs/learning.md "
+                "says what learns from it."
+            )
         if self.plans:
             self._record_plans(env)
             return

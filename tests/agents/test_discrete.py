@@ -121,7 +121,7 @@ def test_what_has_no_place_is_refused_with_a_sentence() -> None:
     for wrong in ([[-20.0], [20.0]], [-10.0, 10.0], [[1.0]], [[1.0, 2.0]]):
         with pytest.raises(ValueError, match="discrete_controls: expected a control of 1 numbers within the bounds"):
             replace(task, discrete_controls=wrong)
-    with pytest.raises(ValueError, match="learner"):
+    with pytest.raises(ValueError, match=r"task: a learner fits real-valued controls, .*SystemIdentification"):
         PhysicsLearner(task)
 
 

@@ -286,6 +286,18 @@ def test_impossible_arguments_of_train_are_refused(
     assert not out.exists()
 
 
+def test_discrete_actions_are_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ((), ("--plans",)):
+        said = refused(capsys, "expert", "CartPole-v1", "-n", "3", "--out", tmp_path / "cart.npz", *more)
+        assert "CartPole-v1: expected actions that are real numbers, as learners take them" in said
+    assert not list(tmp_path.iterdir())
+    rollouts_module.roll_out(
+        MPCPolicy.for_env(gym.make("CartPole-v1"), horizon=4), "CartPole-v1", episodes=3
+    ).demonstrations.save(tmp_path / "cart.npz")
+    for learner in ("dx", "mlp"):
+        assert "a learner fits real-valued controls" in refused(capsys, "train", tmp_path / "cart.npz", "--learner", learner)
+
+
 def test_missing_files_and_folders_are_refused(
     demonstrations: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
