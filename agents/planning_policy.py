@@ -110,21 +110,15 @@ class PlanningPolicy(BasePolicy):
     ) -> None:
         model_rate = number("model_rate", model_rate, "a number above 0", lambda value: 0 < value < math.inf)
         algorithm = calling_algorithm()
-        if algorithm is not None:
-            refuse_other_kinds(type(self), algorithm)
+        refuse_other_kinds(type(self), algorithm)
         refuse_unknown_names(type(self), kwargs)
         self.task = as_task(task) if task is not None or algorithm is None else task_of(algorithm)
         self._algorithm = None if algorithm is None else AlgorithmsStates(algorithm, self.task)
         if self._algorithm is not None:
             self._algorithm.check()
-        if algorithm is not None and warm_start and self.collects_by_predict:
-            raise ValueError(
-                "warm_start: expected False for an off-policy algorithm, got True: it collects with `predict` and keeps no "
-                "state, so that each plan would start from guessed swings."
-            )
         check_spaces(self.task, observation_space, action_space)
-        if isinstance(action_space, spaces.Discrete) and self.collects_by_predict:
-            raise ValueError(f"action_space: expected a Box, since off-policy algorithms take numbers, got {action_space}.")
+        if self.collects_by_predict:
+            _refuse_off_policy(action_space, warm_start=warm_start and algorithm is not None)
         self.settings: dict[str, Any] = {
             "horizon": plain(horizon),
             "physics": plain(physics or {}),
@@ -368,6 +362,16 @@ class PlanningPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "task": self.task, **self.settings}
+
+
+def _refuse_off_policy(action_space: spaces.Space[Any], *, warm_start: bool) -> None:
+    if warm_start:
+        raise ValueError(
+            "warm_start: expected False for an off-policy algorithm, got True: it collects with `predict` and keeps no "
+            "state, so that each plan would start from guessed swings."
+        )
+    if isinstance(action_space, spaces.Discrete):
+        raise ValueError(f"action_space: expected a Box, since off-policy algorithms take numbers, got {action_space}.")
 
 
 def _checked_map(cost_map: Any) -> CostMap | None:

@@ -25,8 +25,10 @@ class NoActor(DQNPolicy):
         raise ValueError(_without_actor(type(calling_algorithm() or self).__name__))
 
 
-def refuse_other_kinds(policy: type[Any], algorithm: BaseAlgorithm) -> None:
-    """Raise a ValueError where an algorithm's own policies are of another kind than the one that it was given."""
+def refuse_other_kinds(policy: type[Any], algorithm: BaseAlgorithm | None) -> None:
+    """Raise a ValueError where an algorithm's own policies, if there is one, are of another kind than what it was given."""
+    if algorithm is None:
+        return
     ours = algorithm.policy_aliases.get(_NAME)
     tables = (vars(one).get("policy_aliases", {}) for one in reversed(type(algorithm).__mro__))  # and of what it derives from
     own = {name: kind for table in tables for name, kind in table.items() if name != _NAME}

@@ -16,8 +16,8 @@ __all__ = ["WithModules"]
 class WithModules:
     """What all commands take."""
 
-    modules: Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE ...")] = ()
-    """Modules of your own to import first, which register environments and their models; no file chooses them."""
+    modules: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE")]] = ()
+    """A module of your own to import first, which registers environments and their models; no file chooses it."""
 
     def import_modules(self) -> None:
         """Import them; also from the working directory, as `python -m` does.

@@ -442,6 +442,16 @@ def test_an_environment_of_ones_own_is_imported_by_the_person(
     assert "--import: 'nobody_has_this' can't be imported: ModuleNotFoundError" in said
 
 
+def test_several_modules_are_imported_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first_of_two", "second_of_two"):
+        (tmp_path / f"{name}.py").write_text("print(__name__)", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    run("explain", "--import", "first_of_two", "Pendulum-v1", "--import", "second_of_two")  # which takes no id for a module
+    assert capsys.readouterr().out.split()[:2] == ["first_of_two", "second_of_two"]
+
+
 def test_commands_run_on_one_thread(checkpoint: Path, short_episodes: int) -> None:
     torch.set_num_threads(2)
     run("evaluate", checkpoint, "-n", "1")
