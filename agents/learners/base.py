@@ -155,7 +155,7 @@ class Learner(nn.Module, ABC):
         *,
         folder: str | Path | None = None,
         resume: bool = False,
-        progress_bar: bool = False,
+        progress_bar: bool | str = False,
         on_epoch: Callable[[FitResult], None] | None = None,
         measure: Callable[[Self], Mapping[str, float]] | None = None,
     ) -> FitResult:
@@ -175,7 +175,7 @@ class Learner(nn.Module, ABC):
                 made if it doesn't exist. None: nothing is written.
             resume: go on from what `folder` keeps, to bitwise the same result as without interruption; from the start if it
                 keeps nothing yet.
-            progress_bar: show a line with the epochs, the time left and the validation loss.
+            progress_bar: show a line with the epochs, the time left and the validation loss; a text is its title.
             on_epoch: called after every epoch with the result so far.
             measure: further figures for the history, taken at every look at the validation loss.
 

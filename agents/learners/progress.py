@@ -18,13 +18,13 @@ __all__ = ["show_progress"]
 
 
 @contextmanager
-def show_progress(title: str, epochs: int, *, shown: bool) -> Iterator[Callable[[FitResult], None]]:
+def show_progress(title: str, epochs: int, *, shown: bool | str) -> Iterator[Callable[[FitResult], None]]:
     """A function to call after each epoch with the result so far; an epoch before the last may end the fit.
 
     Args:
         title: what stands before the bar.
         epochs: at most.
-        shown: whether anything is printed.
+        shown: whether anything is printed; a text stands in the title's place.
     """
     if not shown:
         yield lambda _: None
@@ -32,7 +32,7 @@ def show_progress(title: str, epochs: int, *, shown: bool) -> Iterator[Callable[
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(file=cast(IO[str], LastingOutput("stdout")))
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as lines:
-        task = lines.add_task(title, total=epochs, note="")
+        task = lines.add_task(shown if isinstance(shown, str) else title, total=epochs, note="")
 
         def show(result: FitResult) -> None:
             loss = next(row["validation_loss"] for row in reversed(result.history) if "validation_loss" in row)

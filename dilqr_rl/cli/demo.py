@@ -54,17 +54,17 @@ class Demo(WithModules):
         folder = _new_folder(self.out)
         expert, wrong, clone = _planner(), _planner(physics=WRONG), _planner(physics=WRONG)
         network = NetworkLearner(ENV, seed=self.seed)
-        experts = self._roll_out("1/5 expert", expert, self.episodes + self.evaluation_episodes, self.seed)
+        experts = self._roll_out("1/6 expert", expert, self.episodes + self.evaluation_episodes, self.seed)
         data = Demonstrations(ENV, {}, experts.demonstrations.episodes[: self.episodes])
         data.save(folder / "demonstrations.npz")
         train, validation, test = data.split(self.seed)
 
-        before = self._evaluate("2/5 clone before training", wrong)
-        result = self._fit(clone, train, validation)
+        before = self._evaluate("2/6 clone before training", wrong)
+        result = self._fit("3/6 training the clone", clone, train, validation)
         clone.save(folder / "clone.safetensors")
-        after = self._evaluate("4/5 clone after training", clone)
-        self._fit(network, train, validation, epochs=self.epochs)
-        reference = self._evaluate("5/5 network", network)
+        after = self._evaluate("4/6 clone after training", clone)
+        self._fit("5/6 training the network", network, train, validation, epochs=self.epochs)
+        reference = self._evaluate("6/6 network", network)
 
         episode = min(after.demonstrations.episodes, key=lambda episode: float(episode.state_observations[0, 0]))
         draw_learning(result, {"before": wrong, "after": clone}, episode, folder / "learning.png")
@@ -100,9 +100,11 @@ class Demo(WithModules):
         """On starts that no demonstration had."""
         return self._roll_out(title, learner, self.evaluation_episodes, self.seed + self.episodes)
 
-    def _fit(self, learner: Learner, train: Demonstrations, validation: Demonstrations, **changes: Any) -> FitResult:
+    def _fit(
+        self, title: str, learner: Learner, train: Demonstrations, validation: Demonstrations, **changes: Any
+    ) -> FitResult:
         options = replace(learner.defaults, **changes, seed=self.seed)
-        result = learner.fit(train, validation, options, progress_bar=True)
+        result = learner.fit(train, validation, options, progress_bar=title)
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         return result

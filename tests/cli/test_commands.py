@@ -406,6 +406,8 @@ def test_the_demo_leaves_its_evidence_in_a_new_folder(
     names = ["clone.safetensors", "demonstrations.npz", "learning.png", "swing_up.gif"]
     for word in ("expert", "clone before training", "clone after training", "network", *names):
         assert word in said
+    steps_told = [said.index(f"{number}/6 ") for number in range(1, 7)]
+    assert steps_told == sorted(steps_told)
     assert list((tmp_path / "demo").iterdir()) == []
     folder = tmp_path / "demo-2"
     assert sorted(path.name for path in folder.iterdir()) == names
