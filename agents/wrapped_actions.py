@@ -86,7 +86,7 @@ def changed_actions(env: gym.Env[Any, Any], task: ControlTask, around: Sequence[
     means_it = None if own is None else _means_the_same(layers, task, own)
     more = _UNTOLD if own is not None and means_it is None else ""
     if means_it is None:
-        resized = [one for one in changing if isinstance(one.takes, spaces.Box) and one.takes != one.gives]
+        resized = [one for one in changing if isinstance(space, spaces.Box) and one.takes != one.gives]
         means_it = has_all_actions(task, resized[-1].takes) if resized else own is None
     return "" if means_it else _told(" and ".join(one.name for one in changing), space, task, more)
 

@@ -196,6 +196,13 @@ def test_numbers_behind_discrete_actions_are_the_tasks_controls() -> None:
         refuse_changes(Pushes(2.5), task(u_max=2.5, u_min=-2.5, discrete_controls=[[-2.5], [0.0], [2.5]]))
 
 
+def test_where_no_model_is_known_discrete_actions_mean_what_the_task_says() -> None:
+    env = Pushes()
+    env.env = RescaleAction(gym.make(ENV), np.float32(-1.0), np.float32(1.0))
+    env.unwrapped.spec = None
+    refuse_changes(env, task(discrete_controls=[[-1.0], [0.0], [1.0]]))
+
+
 def test_of_other_processes_there_are_classes_alone() -> None:
     own, swapped = find_task(gym.make(CART)), DummyVecEnv([lambda: Swaps(gym.make(CART))])
     with pytest.raises(ValueError, match="an ActionWrapper in another process"):

@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from dilqr_rl import MPCPolicy, find_task
-from dilqr_rl.agents import PhysicsLearner, PlanState, roll_out
+from dilqr_rl.agents import PhysicsLearner, PlanState, SystemIdentification, record, roll_out
 from dilqr_rl.agents.discrete import controls_of
 
 IDS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0")
@@ -123,6 +123,29 @@ def test_what_has_no_place_is_refused_with_a_sentence() -> None:
             replace(task, discrete_controls=wrong)
     with pytest.raises(ValueError, match=r"task: a learner fits real-valued controls, .*SystemIdentification"):
         PhysicsLearner(task)
+
+
+class Forces(gym.ActionWrapper[Any, Any, Any]):
+    """Takes the force that an action of the cart-pole stands for."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.action_space = gym.spaces.Box(-10.0, 10.0, (1,))  # type: ignore[assignment]
+
+    def action(self, action: Any) -> int:
+        return int(action[0] > 0)
+
+
+def test_forces_behind_actions_are_recorded_and_tell_the_physics(caplog: pytest.LogCaptureFixture) -> None:
+    """As `record` advises, where it refuses the actions."""
+    rng, env = np.random.default_rng(0), gym.make("CartPole-v1")
+    with pytest.raises(ValueError, match="record what discrete actions stand for, by a wrapper that takes it"):
+        record(env, lambda _: 0, episodes=1)
+    data = record(Forces(env), lambda _: rng.choice([-10.0, 10.0], 1), episodes=5)
+    assert not caplog.records
+    learner = SystemIdentification(replace(find_task(env), discrete_controls=None), physics={"length": 1.0})
+    learner.fit(data)
+    assert learner.readable_parameters()["dynamics.length"].item() == pytest.approx(0.5, abs=1e-4)  # of float32
 
 
 def test_controls_in_another_unit_than_actions() -> None:
