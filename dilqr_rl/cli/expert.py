@@ -42,17 +42,16 @@ class Expert(WithModules):
 
     def run(self) -> None:
         """Roll out, write, and tell."""
-        import gymnasium as gym
-
         from dilqr_rl.agents import MPCPolicy, roll_out
         from dilqr_rl.agents.environments import make_env
         from dilqr_rl.agents.files import check_can_write
         from dilqr_rl.cli.tables import rollout_table
+        from dilqr_rl.tasks import find_task
 
         check_can_write(self.out, overwrite=self.overwrite)
         env_kwargs = {"physics": self.physics} if self.physics else {}
         env = make_env(self.env, env_kwargs)
-        if not isinstance(env.action_space, gym.spaces.Box):
+        if find_task(env).discrete_controls is not None:
             raise ValueError(
                 f"{self.env}: expected actions that are real numbers, as learners take them from a file, got "
                 f"{env.action_space}. From Python, roll_out(MPCPolicy.for_env(env), ...) runs its controller; docs/learning.md "
