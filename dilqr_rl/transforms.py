@@ -29,6 +29,10 @@ _PARTS = [field.name for field in fields(Solution) if field.name != "history"]
 _COLUMNS = [field.name for field in fields(History)]
 _Result = TypeVar("_Result")
 _DIFFERENTIABLE = 3  # of the parts: states, controls, cost
+_CONSTANTS = (
+    "Solution: expected a function of states, controls and cost, got one of gains, residual or history, which have no "
+    "derivatives. Put .detach() behind what it may take for constant."
+)
 
 
 def is_transformed(tensors: Iterable[Any]) -> bool:
@@ -104,15 +108,24 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         call, *tensors = inputs
         own, guess = _split(call, tensors)
-        ctx.call, ctx.guess, ctx.more = call, [None] * len(guess), [None] * (len(output) - _DIFFERENTIABLE)
+        ctx.call, ctx.guess = call, [None] * len(guess)
         ctx.save_for_backward(*own, *output[: len(_PARTS)])
         ctx.save_for_forward(*own, *output[: len(_PARTS)])
-        ctx.mark_non_differentiable(*output[_DIFFERENTIABLE:])
+        # A transform would take the other numbers for constants in silence; where there is none, their requires_grad tells.
+        noticed = [part.is_floating_point() and is_functorch_wrapped_tensor(part) for part in output[_DIFFERENTIABLE:]]
+        pairs = list(zip(output[_DIFFERENTIABLE:], noticed, strict=True))
+        ctx.more = [torch.full_like(part, torch.nan) if seen else None for part, seen in pairs]
+        ctx.mark_non_differentiable(*(part for part, seen in pairs if not seen))
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if any(part is not None for part in gradients[_DIFFERENTIABLE:]):
+            raise NotImplementedError(_CONSTANTS)
         needed = ctx.needs_input_grad[1 : len(ctx.needs_input_grad) - len(ctx.guess)]
-        found = iter(_PullBack.apply(ctx.call, needed, *ctx.saved_tensors, *gradients[:_DIFFERENTIABLE]))
+        parts = zip(gradients, ctx.saved_tensors[-len(_PARTS) :], strict=False)
+        loss = [torch.zeros_like(part) if gradient is None else gradient for gradient, part in parts][:_DIFFERENTIABLE]
+        found = iter(_PullBack.apply(ctx.call, needed, *ctx.saved_tensors, *loss))
         return None, *(next(found) if need else None for need in needed), *ctx.guess
 
     @staticmethod

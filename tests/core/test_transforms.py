@@ -188,6 +188,37 @@ def test_what_has_no_derivative_says_so(planner: ILQR) -> None:
         vmap(lambda x: planner(x).cost)(STARTS * torch.inf)
 
 
+@pytest.mark.parametrize("part", ["gains", "residual", "history"])
+def test_a_transform_takes_nothing_for_constant_in_silence(planner: ILQR, part: str) -> None:
+    """Autograd tells by requires_grad what has no derivative."""
+    one = ILQR(planner.problem, replace(planner.options, record=True))
+
+    def found(x0: Tensor, detached: bool = False) -> Tensor:
+        solution = one(x0)
+        other = solution.history.cost.nan_to_num() if part == "history" else getattr(solution, part)
+        return solution.controls.sum() + (other.detach() if detached else other).sum()
+
+    for way in (grad, jacrev, lambda f: vmap(grad(f))):
+        with pytest.raises(NotImplementedError, match=r"got one of gains, residual or history.*Put \.detach\(\) behind"):
+            way(found)(STARTS)
+    expected = jacobian(found, STARTS)
+    assert jacfwd(found)(STARTS).isnan().all()
+    for way in (grad, jacrev, jacfwd):
+        assert torch.allclose(way(lambda x: found(x, detached=True))(STARTS), expected, atol=1e-9)
+    assert not one(STARTS.clone().requires_grad_()).gains.requires_grad
+    assert not vmap(lambda x: one(x).gains)(STARTS.clone().requires_grad_()).requires_grad
+
+
+def test_a_plan_may_start_from_anothers_gains_under_a_transform(planner: ILQR) -> None:
+    def again(x0: Tensor) -> Tensor:
+        solution = planner(x0)
+        return planner(x0, guess=Guess(solution.controls, solution.states, solution.gains)).controls
+
+    expected = jacobian(lambda x: planner(x).controls, STARTS)
+    for way in (jacrev, jacfwd):
+        assert torch.allclose(way(again)(STARTS), expected, atol=1e-8)
+
+
 def test_a_transforms_tensor_in_a_closure_is_refused() -> None:
     def loss(factor: Tensor, x0: Tensor = STARTS) -> Tensor:
         hidden = ControlProblem(
