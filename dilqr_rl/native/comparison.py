@@ -51,8 +51,8 @@ def compare(model: Model, function: Function, x: Tensor, u: Tensor) -> None:
         raise UntraceableError("its functions give other results when they are called again, or with another batch")
     if not _holds([rows for _, rows in traced], lambda x, u: _by_torch(function, x, u)[1], x, u, _AGREEMENT_OF_DERIVATIVES):
         raise UntraceableError(
-            "its functions have other derivatives than what they compute: by a custom autograd.Function, say, or where they "
-            "ask whether a tensor requires_grad"
+            "its functions have other derivatives than what they compute: by a custom autograd.Function, say, where they ask "
+            "whether a tensor requires_grad, or where PyTorch's own are wrong, as those of torch.func.jvp through a LayerNorm"
         )
 
 

@@ -153,6 +153,43 @@ def test_a_model_may_take_a_gradient_itself(backend: Any) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
+def along_ones(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Its derivative in forward mode."""
+    return lambda x: torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda r: torch.atan2(r, r + 2.0),
+        lambda r: F.normalize(r + 1.0, dim=-1),
+        lambda r: 3.0 * torch.linalg.inv(torch.diag_embed(2.0 + r)).sum(-1),
+        lambda r: (torch.sin(r) - r.mean(-1, keepdim=True)) / torch.sin(r).std(-1, keepdim=True, correction=0),
+    ],
+)
+def test_forward_mode_asks_for_shapes_without_numbers(function: Callable[[Tensor], Tensor]) -> None:
+    """It does where a number is among the operands, whose tangent is none."""
+    inside = along_ones(function)
+    dynamics = lambda x, u: x + u - 0.1 * inside(x)  # noqa: E731
+    problem = ControlProblem(dynamics, QuadraticCost([1.0] * 6, [0.0] * 6), horizon=2, state_size=3, control_size=3)
+    x0 = torch.tensor([0.4, -0.3, 0.9], dtype=torch.float64)
+    assert explain(problem, x0).native, explain(problem, x0).reason
+    native, plain = (ILQR(problem, ILQROptions(backend=backend))(x0) for backend in ("native", "torch"))
+    torch.testing.assert_close(native.controls, plain.controls, rtol=1e-9, atol=1e-9)
+
+
+def test_where_derivatives_of_pytorch_are_wrong_the_reason_says_so() -> None:
+    """Values of a jvp through a LayerNorm are traced as they are; their own derivatives aren't PyTorch's, which are wrong."""
+    inside = along_ones(lambda r: F.layer_norm(torch.tanh(r), (3,)))
+    x, step = torch.tensor([[0.4, -0.3, 0.9]], dtype=torch.float64), 1e-5 * torch.eye(3, dtype=torch.float64)
+    truth = (inside(x + step) - inside(x - step)).mT / 2e-5
+    right = torch.allclose(torch.autograd.functional.jacobian(inside, x).reshape(3, 3), truth, atol=1e-6)
+    dynamics = lambda x, u: x + u - 0.1 * inside(x)  # noqa: E731
+    problem = ControlProblem(dynamics, QuadraticCost([1.0] * 6, [0.0] * 6), horizon=2, state_size=3, control_size=3)
+    told = explain(problem, x[0])
+    assert told.native or (not right and "PyTorch's own are wrong, as those of torch.func.jvp" in told.reason)
+
+
 def test_derivatives_inside_a_model_are_those_of_pytorch() -> None:
     """By every mode of torch.func, of a module of the model, in a solve by both paths."""
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()

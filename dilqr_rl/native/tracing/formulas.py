@@ -68,7 +68,7 @@ def _layer_norm(a: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
     mean, spread = a.mean(dims, keepdim=True), torch.sqrt(a.var(dims, unbiased=False, keepdim=True) + eps)
     result = (a - mean) / spread
     result = result if weight is None else result * weight
-    return (result if bias is None else result + bias), mean, spread
+    return (result if bias is None else result + bias), mean, 1.0 / spread
 
 
 def _sinc(a: Tensor) -> Tensor:

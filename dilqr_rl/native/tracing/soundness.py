@@ -66,13 +66,14 @@ def _expected(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     known = func._schema.name == "aten::index"  # by a mask, whose numbers decide the shape
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": "meta"}
-    without = tree_map(lambda part: part if known and not isinstance(part, Symbol) else _without_data(part), (args, kwargs))
+    without = tree_map(lambda part: part if known and not isinstance(part, Symbol) else without_data(part), (args, kwargs))
     with torch.no_grad():
         results = func(*without[0], **without[1])
     return list(results) if isinstance(results, Sequence) else [results]
 
 
-def _without_data(argument: Any) -> Any:
+def without_data(argument: Any) -> Any:
+    """A tensor of the same type, shape and order in memory without numbers; anything else as it is."""
     if isinstance(argument, Symbol):
         return torch.empty_strided(tuple(argument.shape), strides_of(argument.content), dtype=argument.dtype, device="meta")
     return argument.to("meta") if isinstance(argument, Tensor) else argument

@@ -23,7 +23,7 @@ from dilqr_rl.native.codegen.graph import Graph, Matrix
 from dilqr_rl.native.tracing.formulas import FORMULAS
 from dilqr_rl.native.tracing.places import here, line_of
 from dilqr_rl.native.tracing.rules import RULES, find_rule, root_of
-from dilqr_rl.native.tracing.soundness import applied
+from dilqr_rl.native.tracing.soundness import applied, without_data
 from dilqr_rl.native.tracing.symbols import Dense, Symbol, UntraceableError, Weights, as_array, graph_of, with_symbols
 
 _NUMBERS = 64  # a tensor of parameters up to this size becomes numbers; a larger vector stays an array,
@@ -103,6 +103,9 @@ class Trace(TorchDispatchMode):
         if any(part in name for part in _RANDOM):
             raise self.refusal(name, "draws random numbers")
         tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
+        if any(t.is_meta for t in tensors):  # torch itself asks what shape a result would have
+            args, kwargs = tree_map(without_data, (args, kwargs or {}))
+            return func(*args, **kwargs)
         if not any(isinstance(t, Symbol) or (t.is_floating_point() and name not in _CONVERSIONS) for t in tensors):
             return self._made_plain(func(*args, **(kwargs or {})), keep=not tensors or name in _CONVERSIONS)
         if name == "detach" and self._is_autograds_own(sys._getframe(1)):
@@ -184,7 +187,7 @@ class Trace(TorchDispatchMode):
         def keep_one(tensor: Any) -> Any:
             if not isinstance(tensor, Tensor):
                 return tensor
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and not tensor.is_meta:
                 return self.constant(tensor)
             self._made[id(tensor)] = tensor
             return tensor
