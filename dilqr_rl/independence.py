@@ -70,6 +70,6 @@ def _refuse_coupled_at(plain: Instance, x: Tensor, u: Tensor) -> None:
         if not is_rounding([alone], lambda *points, function=function: [function(*points)], points, ROUGH):
             raise ValueError(
                 f"{role}: its value for one problem depends on the other problems or steps that it is called with. Reduce over "
-                'the last dimension only (.mean(-1) for .mean(), F.mse_loss(..., reduction="none").mean(-1) for F.mse_loss) '
-                "and normalise nothing over the batch."
+                'the last dimension only (.mean(-1) for .mean(), F.mse_loss(..., reduction="none").mean(-1) for F.mse_loss)'
+                ", index from the end (x[..., 0] for x[0], x @ A.mT for A @ x) and normalise nothing over the batch."
             )

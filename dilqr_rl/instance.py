@@ -6,24 +6,22 @@ A value is shared by all problems of the batch, or there is one per problem, (B,
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
+from dilqr_rl.mistakes import check_result, explained
 from dilqr_rl.modules import call_with, tensors_of
 from dilqr_rl.problem import ControlProblem, check_bounds
 from dilqr_rl.simulator import Simulator
 
 SHARED, PER_PROBLEM, PER_STEP = 0, 1, 2
 Slots = tuple[tuple[str, int], ...]
-_ARGUMENTS = {"dynamics": "x (..., n) and u (..., m)", "stage_cost": "x (..., n) and u (..., m)", "terminal_cost": "x (..., n)"}
-_OF_SIZES = re.compile(r"size|shape|dimension|broadcast|out of (bounds|range)|mat1")
 
 
 @dataclass(frozen=True)
@@ -121,20 +119,19 @@ class Instance:
                 varying[lead][name] = value
 
         def evaluate(shared: dict[str, Tensor], *points: Tensor) -> Tensor:
+            call = partial(call_with, module, shared)
             try:
-                result = call_with(module, shared, *points)
+                result = call(*points)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, ValueError, IndexError) as error:
-                if isinstance(module, Simulator):  # whose errors are clear, or the caller's own
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                # a simulator's errors are clear, or the caller's own
+                found = None if isinstance(module, Simulator) else explained(role, module, call, points, error)
+                if found is None:
                     raise
-                raise _explained(role, points, error) from error
-            except TypeError as error:
-                if _takes(module, len(points)):
-                    raise
-                raise ValueError(_of_another_signature(role, module, error)) from error
-            _check_result(role, points, result, points[0].shape[:-1] + event)
-            return result
+                raise found from error
+            check_result(role, call, points, result, event)
+            return cast(Tensor, result)
 
         if varying[PER_STEP]:
             steps = varying[PER_STEP]
@@ -146,68 +143,6 @@ class Instance:
         if varying[PER_PROBLEM]:
             return vmap(lambda values, *p: evaluate({**own, **values}, *p))(varying[PER_PROBLEM], *arguments)
         return evaluate(own, *arguments)
-
-
-def _check_result(role: str, points: tuple[Tensor, ...], result: Any, expected: tuple[int, ...]) -> None:
-    if not isinstance(result, Tensor) or result.shape != expected:
-        came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise ValueError(f"{role}: expected a result of shape {tuple(expected)} for {_shapes(points)}, got {came}.")
-    if result.dtype != points[0].dtype:
-        raise ValueError(
-            f"{role}: expected a result of {points[0].dtype}, in which the solver computes, got {result.dtype}. Leave "
-            "out conversions such as .float(), or convert back with .to(x.dtype)."
-        )
-
-
-def _explained(role: str, points: tuple[Tensor, ...], error: Exception) -> ValueError:
-    """What to tell of an error inside a user's function."""
-    text = str(error)
-    if "when training" in text:
-        return ValueError(f"{role}: normalises over its batch, whose problems must not depend on each other; call its .eval().")
-    if "dtype" in text or "same type" in text:
-        return ValueError(
-            f"{role}: mixes float64, in which the solver computes, with another type ({error}). Hold its tensors "
-            "as parameters or buffers of an nn.Module, which are converted, or create them with dtype=x.dtype."
-        )
-    if "call numpy()" in text:
-        return ValueError(
-            f"{role}: expected PyTorch operations, along whose derivatives the solver moves, got NumPy's ({error}). Write it "
-            "with torch."
-        )
-    if re.search(r"\d-?D\b|running_mean", text):
-        advice = (
-            "A layer that takes one axis of rows needs them flattened: z.reshape(-1, z.shape[-1]) before it, and "
-            ".reshape(*x.shape[:-1], -1) after it."
-        )
-    else:
-        advice = "Do its sizes fit the problem's state_size and control_size?" if _OF_SIZES.search(text) else ""
-    wanted = f"{role}: expected a function of {_ARGUMENTS[role]} with any leading dimensions"
-    return ValueError(f"{wanted}, but {_shapes(points)} gave: {text.rstrip('.')}. {advice}".rstrip())
-
-
-def _takes(module: nn.Module, count: int) -> bool:
-    """Whether a module can be called with so many arguments."""
-    function: Any = getattr(module, "function", None) if type(module).__name__ == "_Function" else module.forward
-    try:
-        inspect.signature(function).bind(*range(count))
-    except ValueError:  # of a function of C without one
-        return True
-    except TypeError:
-        return False
-    return True
-
-
-def _of_another_signature(role: str, module: nn.Module, error: TypeError) -> str:
-    function: Any = getattr(module, "function", None) if type(module).__name__ == "_Function" else module
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return (
-        f"{role}: expected a function of {_ARGUMENTS[role]}, got {name}: {error}. Write one of these arguments around it; what "
-        "else it needs, such as time, goes into the state or into the module."
-    )
-
-
-def _shapes(points: tuple[Tensor, ...]) -> str:
-    return "arguments " + ", ".join(str(tuple(point.shape)) for point in points)
 
 
 def bind(

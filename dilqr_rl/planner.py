@@ -391,8 +391,8 @@ def _told(instance: Instance, solution: Solution) -> Solution:
     if role:
         raise ValueError(
             f"{role}: expected functions with derivatives, along which the solver moves; the values change, but all of the "
-            "derivatives are zero. Is it under torch.no_grad(), does it compute with NumPy, or detach, round or compare what "
-            "it is given? Planners that draw samples need no derivatives; this one does."
+            "derivatives are zero. Is it under torch.no_grad(), does it compute with NumPy (a Simulator may), or detach, round "
+            "or compare what it is given? Planners that draw samples need no derivatives; this one does."
         )
     total = len(solution.cost)
     _log.warning("%d of %d problems have no derivative at their start, and cheaper controls elsewhere", missing.sum(), total)

@@ -285,6 +285,7 @@ STATEMENTS: dict[str, Operation] = {
         torch.func.vmap(torch.func.grad(lambda row: (row**3).sum()))(x.reshape(-1, 3)).reshape(x.shape)
         + torch.func.vmap(torch.func.jacrev(lambda row: row * row.sum()))(x.reshape(-1, 3)).sum(-1).reshape(x.shape)
     ),
+    "detached in place": lambda x, u: torch.sin(x).clone().detach_() * x,
     "index_add": lambda x, u: torch.zeros_like(x).index_add(-1, INDEX, x * x),
     "copy": lambda x, u: torch.empty_like(x).fill_(0.3) + torch.zeros_like(x).copy_(x**2),
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from problems import FLOAT, GRADIENTS, Gradient, LinearDynamics, pendulum, quadrotor
 from torch import Tensor, nn
+from torch.nn.functional import conv1d
 
 from dilqr_rl import ILQR, ControlProblem, Guess, ILQROptions, QuadraticCost
 
@@ -33,7 +34,8 @@ def plan(x0: Any = X0, params: Any = None, u_init: Any = None, guess: Any = None
 
 
 def plan_with(**changes: Any) -> Any:
-    return ILQR(problem(**changes))(torch.ones(2, 1, dtype=FLOAT))
+    one = problem(**changes)
+    return ILQR(one)(torch.ones(2, one.state_size, dtype=FLOAT))
 
 
 def options(**settings: Any) -> ILQROptions:
@@ -55,6 +57,7 @@ class TiedCost(nn.Module):
 
 TIED = LinearDynamics(full(1, 1), full(1, 1))
 HIDDEN = torch.ones((), dtype=FLOAT, requires_grad=True)
+SQUARE = torch.tensor([[0.9, 0.1], [0.0, 0.8]], dtype=FLOAT)
 SINGLE = torch.eye(1)  # float32
 
 CASES: dict[str, tuple[Callable[[], object], str]] = {
@@ -292,6 +295,51 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: plan_with(dynamics=lambda x, u: x @ torch.ones(2, 2, dtype=FLOAT)),
         r"dynamics: expected a function of x \(\.\.\., n\) and u \(\.\.\., m\) with any leading dimensions, but arguments \(2, 1\), \(2, 1\) "
         r"gave: .*\. Do its sizes fit the problem's state_size and control_size\?",
+    ),
+    "dynamics of one state, by a matrix": (
+        lambda: plan_with(dynamics=lambda x, u: SQUARE @ x + u, state_size=2, control_size=2),
+        r"dynamics: expected a function of x .* with any leading dimensions, but .* gave: .* It would do for one state \(n,\), but "
+        r"states come as a batch \(B, n\), controls as \(B, m\): write x @ A\.mT for A @ x, x\[\.\.\., 0\] for x\[0\]",
+    ),
+    "dynamics of one state, by number": (
+        lambda: plan_with(dynamics=lambda x, u: torch.stack((x[0] + u[0], x[1])), state_size=2, control_size=2),
+        r"dynamics: expected a result of shape .*, got .*\. It would do for one state",
+    ),
+    "dynamics of one state that broadcast": (
+        lambda: plan_with(dynamics=lambda x, u: x + u * torch.sin(x[0]), state_size=2, control_size=2),
+        r"dynamics: its value for one problem depends on .* index from the end \(x\[\.\.\., 0\] for x\[0\]",
+    ),
+    "costs of one state": (
+        lambda: plan_with(stage_cost=lambda x, u: x @ x + u @ u, state_size=2, control_size=2),
+        r"stage_cost: expected a (function|result) of .* It would do for one state .*\(x \* x\)\.sum\(-1\) for x @ x",
+    ),
+    "a terminal cost of one state": (
+        lambda: plan_with(terminal_cost=lambda x: torch.dot(x, x)),
+        r"terminal_cost: expected a function of x .* It would do for one state",
+    ),
+    "a branch on one state": (
+        lambda: plan_with(dynamics=lambda x, u: x + u if x[0] > 0 else x - u, state_size=2, control_size=2),
+        r"dynamics: expected a function of .* ambiguous\. It would do for one state .*torch\.where\(mask, a, b\) for an if",
+    ),
+    "a layer of rows": (
+        lambda: plan_with(stage_cost=lambda x, u: conv1d(x.unsqueeze(-2), full(1, 1, 1)).sum((-2, -1)) + u.sum(-1)),
+        r"stage_cost: expected a function of .* A layer that takes one axis of rows needs them flattened",
+    ),
+    "NumPy's product": (
+        lambda: plan_with(dynamics=lambda x, u: SQUARE.numpy() @ x, state_size=2, control_size=2),
+        r"dynamics: expected PyTorch operations, .* got NumPy's .* or wrap a step in NumPy as Simulator\(step\)\.",
+    ),
+    "NumPy's array": (
+        lambda: plan_with(dynamics=lambda x, u: x.detach().numpy()),
+        r"dynamics: expected a result of shape .* got ndarray\. Write it with torch, or wrap a step in NumPy as Simulator\(step\)\.",
+    ),
+    "NumPy's array of costs": (
+        lambda: plan_with(stage_cost=lambda x, u: x.detach().sum(-1).numpy()),
+        r"stage_cost: expected a result of shape .* got ndarray\. Write it with torch\.$",
+    ),
+    "a slope without enable_grad": (
+        lambda: plan_with(dynamics=lambda x, u: x + u - torch.autograd.grad((x**4).sum(), x, create_graph=True)[0]),
+        r"dynamics: .* It takes a gradient itself, .*write `with torch\.enable_grad\(\):` around it",
     ),
     "dynamics' precision": (
         lambda: plan_with(dynamics=lambda x, u: (x + u).float()),

@@ -56,6 +56,22 @@ def test_planners_solve_odd_models_or_say_so_before_and_after_a_change(seed: int
     assert not verdict(seed).startswith("WRONG"), verdict(seed)
 
 
+class Affine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 2, dtype=FLOAT)
+
+    def forward(self, x: Tensor, u: Tensor) -> Tensor:
+        return x + 0.1 * torch.tanh(self.layer(torch.cat((x, u), -1))) + 0.2 * u
+
+
+def test_a_module_of_torch_fx_is_traced_as_what_it_was_made_of() -> None:
+    """Its class has a `__new__` of its own."""
+    one = Affine()
+    assert torch.equal(plan(torch.fx.symbolic_trace(one), "native"), plan(one, "native"))
+
+
 def masked_sum(x: Tensor, u: Tensor) -> Tensor:
     return 0.9 * x + u + 0.1 * ((x > 0) + (x > 0.1)).to(x.dtype) + 0.1 * (x > 0).cumsum(-1) * x
 

@@ -68,7 +68,8 @@ class Symbol(Tensor):
         """
         content, graph = self.content, graph_of(self.content)
         if graph is None or graph.parameters is None:
-            raise UntraceableError(f"what Python or NumPy makes of a tensor's numbers has no native form{here()}")
+            made = "what Python or NumPy makes of a tensor's numbers"
+            raise UntraceableError(f"{made} has no native form{here()}; a step in NumPy is for a Simulator")
         nodes = nodes_of(graph, content)
         if not all(node.static for node in nodes):
             raise UntraceableError(
@@ -88,6 +89,11 @@ class Symbol(Tensor):
     def tolist(self) -> Any:
         """The numbers of the plain tensor, as Python's."""
         return self.plain().tolist()
+
+    def detach_(self) -> Symbol:
+        """In place what `detach` does; torch shows it to no mode."""
+        self.content = getattr(self.detach(), "content", self.content)
+        return self
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.plain()
@@ -139,7 +145,7 @@ def with_symbols(module: nn.Module, symbol: Callable[[Tensor], Symbol]) -> nn.Mo
         if id(original) not in copies:
             if any(original.__dict__[hooks] for hooks in ("_backward_hooks", "_backward_pre_hooks")):
                 raise UntraceableError(f"{type(original).__name__} has backward hooks, which only PyTorch follows")
-            twin = copies[id(original)] = original.__new__(type(original))
+            twin = copies[id(original)] = object.__new__(type(original))  # a torch.fx module's own makes another class
             twin.__dict__ = original.__dict__.copy()
             for kind in ("_parameters", "_buffers"):
                 held = original.__dict__[kind].items()
