@@ -2,13 +2,15 @@
 
 The solver moves along derivatives. Under `torch.no_grad()`, behind `detach()` or a rounding, in a dead band and on the plateau
 of a sparse cost they are zero, and the first controls pass for the best. So where a solve has found nothing to move, values are
-compared with derivatives (`find_missing`). Where it has moved some of the controls, another one may have been left behind
+compared with derivatives (`told`). Where it has moved some of the controls, another one may have been left behind
 (`find_idle`): that solution is the best in what moved, so it keeps its status, and a line in the log tells.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,9 @@ from dilqr_rl.ilqr import rollout
 from dilqr_rl.instance import Instance
 from dilqr_rl.solution import Solution, Status
 
-__all__ = ["Finding", "find_idle", "find_missing", "suspects"]
+__all__ = ["find_idle", "told"]
+
+_log = logging.getLogger("dilqr_rl")
 
 _STEPS = (1e-3, 0.1, 1.0, 10.0)  # relative to 1 + the size of what is moved
 _DRAWS = 16  # of states, for each size
@@ -29,8 +33,8 @@ _CHEAPER = 1e-6  # relative
 _ELSEWHERE = 8  # other points at which derivatives are looked for
 
 
-class Finding(NamedTuple):
-    """What `find_missing` finds of K problems.
+class _Finding(NamedTuple):
+    """What `_find_missing` finds of K problems.
 
     Attributes:
         missing: (K,) bool, whether derivatives are missing on the way to what is cheaper.
@@ -41,7 +45,27 @@ class Finding(NamedTuple):
     role: str
 
 
-def suspects(solution: Solution) -> Tensor | None:
+def told(instance: Instance, solution: Solution) -> Solution:
+    """The solution, with the status NO_DERIVATIVE where derivatives are missing; a ValueError where the model has none."""
+    index = _suspects(solution)
+    if index is None or index.numel() == 0:
+        return solution
+    missing, role = _find_missing(instance.select(index), solution.select(index))
+    if not missing.any():
+        return solution
+    if role:
+        raise ValueError(
+            f"{role}: expected functions with derivatives, along which the solver moves; the values change, but all of the "
+            "derivatives are zero. Is it under torch.no_grad(), does it compute with NumPy (a Simulator may), or detach, round "
+            "or compare what it is given? Planners that draw samples need no derivatives; this one does."
+        )
+    total = len(solution.cost)
+    _log.warning("%d of %d problems have no derivative at their start, and cheaper controls elsewhere", missing.sum(), total)
+    status = solution.status.index_put((index[missing],), torch.tensor(int(Status.NO_DERIVATIVE), device=index.device))
+    return replace(solution, status=status)
+
+
+def _suspects(solution: Solution) -> Tensor | None:
     """The problems (K,) that ended where they began, or got stuck, with a control that never answers to the state.
 
     None in the usual case that no problem did. Those that got stuck may have begun at another start, which was cheaper.
@@ -56,7 +80,7 @@ def suspects(solution: Solution) -> Tensor | None:
 
 
 @torch.no_grad()
-def find_missing(instance: Instance, solution: Solution) -> Finding:
+def _find_missing(instance: Instance, solution: Solution) -> _Finding:
     """Which of K problems have cheaper controls or states that no derivative leads to."""
     x, u = solution.states, solution.controls
     lacking = list(_lacking(instance, x, u))
@@ -65,13 +89,13 @@ def find_missing(instance: Instance, solution: Solution) -> Finding:
     missing = costs | (dynamics & _can_be_cheaper(instance, solution) if dynamics.any() else dynamics)
     index = missing.nonzero().squeeze(1)
     if index.numel() == 0:
-        return Finding(missing, "")
+        return _Finding(missing, "")
     points = list(_elsewhere(x[index], u[index]))
     some = instance.select(index)
     for role, columns, found in lacking:
         if found[index].all() and all(bool(_is_flat(some, *point, role, columns).all()) for point in points):
-            return Finding(missing, role)
-    return Finding(missing, "")
+            return _Finding(missing, role)
+    return _Finding(missing, "")
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dilqr_rl.adjoint import Adjoint
 from dilqr_rl.consistency import disagreement
+from dilqr_rl.endings import reason_for_doubt
 from dilqr_rl.fixed_point import Pullback, attach
 from dilqr_rl.guess import Guess, checked_guess, finite
 from dilqr_rl.hidden import refuse_hidden_tensors
@@ -24,7 +25,7 @@ from dilqr_rl.native.adjoint import NativeAdjoint
 from dilqr_rl.native.audit import SHARE, Audit
 from dilqr_rl.native.program import Program
 from dilqr_rl.native.programs import Structure, drop_program, find_program, structure_of
-from dilqr_rl.no_derivatives import find_idle, find_missing, suspects
+from dilqr_rl.no_derivatives import find_idle, told
 from dilqr_rl.options import ILQROptions
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.second_starts import between_bounds, doubts, feedback_start, is_better
@@ -290,10 +291,10 @@ class ILQR(nn.Module):
             if native and bound.program is None:  # dropped on the way: what it had found before doesn't count
                 solution = self._solved(bound, x0, guess, by_default, options)
             took = time.perf_counter() - began
-            told = _told(bound.instance, solution)
+            solution = told(bound.instance, solution)
             if self._idle.due(took, math.inf if options.max_seconds is None else options.max_seconds - took):
-                self._idle.look(lambda: self._tell_idle(bound.instance, told))
-            return told
+                self._idle.look(lambda: self._tell_trouble(bound.instance, solution))
+            return solution
 
     def _solved(self, bound: _Bound, x0: Tensor, guess: Guess, by_default: bool, options: ILQROptions) -> Solution:
         began = time.monotonic()
@@ -320,8 +321,11 @@ class ILQR(nn.Module):
         if count > 0:
             self._tell(text, count, len(solution.singular))
 
-    def _tell_idle(self, instance: Instance, solution: Solution) -> None:
-        """Log in how many solutions which controls have been left where they started since no derivative leads to them."""
+    def _tell_trouble(self, instance: Instance, solution: Solution) -> None:
+        """Log why a solve is in doubt, and which controls are where they started since no derivative leads to them."""
+        reason = reason_for_doubt(instance, solution)
+        if reason:
+            self._tell(f"a solve is in doubt: {reason}")
         idle = find_idle(instance, solution)
         text = (
             "%d of %d solutions have cheaper values for some controls, by number %s, to which no derivative leads: are these "
@@ -378,23 +382,3 @@ class ILQR(nn.Module):
 
 def _is_differentiable(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _told(instance: Instance, solution: Solution) -> Solution:
-    """The solution, with the status NO_DERIVATIVE where derivatives are missing; a ValueError where the model has none."""
-    index = suspects(solution)
-    if index is None or index.numel() == 0:
-        return solution
-    missing, role = find_missing(instance.select(index), solution.select(index))
-    if not missing.any():
-        return solution
-    if role:
-        raise ValueError(
-            f"{role}: expected functions with derivatives, along which the solver moves; the values change, but all of the "
-            "derivatives are zero. Is it under torch.no_grad(), does it compute with NumPy (a Simulator may), or detach, round "
-            "or compare what it is given? Planners that draw samples need no derivatives; this one does."
-        )
-    total = len(solution.cost)
-    _log.warning("%d of %d problems have no derivative at their start, and cheaper controls elsewhere", missing.sum(), total)
-    status = solution.status.index_put((index[missing],), torch.tensor(int(Status.NO_DERIVATIVE), device=index.device))
-    return replace(solution, status=status)

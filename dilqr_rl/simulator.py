@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class Simulator(nn.Module):
     derivatives; the gradient needs some along its directions, and takes differences of the Jacobians.
 
     Args:
-        step: (x (B, n), u (B, m)) -> next x (B, n), arrays of float64; pure, that is, of equal arguments always the same.
+        step: (x (B, n), u (B, m)) -> next x (B, n), arrays of float64, since float32 is too coarse for differences and for the
+            end of a solve; pure, that is, of equal arguments always the same.
         jacobian: (x, u) -> (dx'/dx (B, n, n), dx'/du (B, n, m)). None: central differences of `step`, 2 (n + m) calls' worth.
         batched: whether both take a batch; else one state (n,) and one control (m,) at a time.
 
@@ -58,8 +60,20 @@ class Simulator(nn.Module):
         return torch.from_numpy(self._jacobians(*arrays)).to(x).reshape(*x.shape, x.shape[-1] + u.shape[-1])
 
     def _next(self, x: Array, u: Array) -> Array:
-        found = self._called("step", self._step, x, u)
-        return _checked("step", found, x.shape)
+        try:
+            return _checked("step", self._called("step", self._step, x, u), x.shape)
+        except Exception as error:
+            if self.batched and self._is_of_one_state(x[0], u[0]):
+                raise ValueError(
+                    f"step: expected a function of batches, x {x.shape} and u {u.shape}, got one of a single state and control "
+                    f"({str(error).rstrip('.')}). Say Simulator(step, batched=False)."
+                ) from error
+            raise
+
+    def _is_of_one_state(self, x: Array, u: Array) -> bool:
+        with suppress(Exception):  # any, of anybody's function
+            return np.shape(self._step(x.copy(), u.copy())) == x.shape
+        return False
 
     def _jacobians(self, x: Array, u: Array) -> Array:
         (B, n), m = x.shape, u.shape[1]

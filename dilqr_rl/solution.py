@@ -38,8 +38,8 @@ _SENTENCES = {
         "sqrt(u^2 + eps^2) - eps."
     ),
     Status.LINE_SEARCH_FAILED: (
-        "No step lowers the cost, however strong the regularisation; is the problem smooth, and the tolerance within reach "
-        "of float64?"
+        "No step lowers the cost, however strong the regularisation; is the problem smooth, without kinks as of |u| or max, "
+        "and the tolerance within reach of float64?"
     ),
     Status.NONFINITE: (
         "The dynamics or a cost gave NaN or infinity along the trajectory; look at x0, u_init and the parameters."

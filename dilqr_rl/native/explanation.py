@@ -11,7 +11,7 @@ from dilqr_rl.derivatives import dynamics_jacobian, stage_hessian, terminal_hess
 from dilqr_rl.guess import finite
 from dilqr_rl.hidden import refuse_hidden_tensors
 from dilqr_rl.instance import Instance, bind, own_tensors
-from dilqr_rl.native.programs import structure_of, traced
+from dilqr_rl.native.programs import SIMULATED, structure_of, traced
 from dilqr_rl.native.tracing import UntraceableError
 from dilqr_rl.problem import ControlProblem
 from dilqr_rl.simulator import Simulator
@@ -63,7 +63,7 @@ def explain(problem: ControlProblem, x0: Tensor | None = None) -> Explanation:
     controls = batch.new_zeros(1, problem.horizon, problem.control_size)
     count = sum(tensor.numel() for tensor in own_tensors(problem))
     if isinstance(problem.dynamics, Simulator):
-        return Explanation(False, "its dynamics are a Simulator, which isn't made of PyTorch operations", 0, count)
+        return Explanation(False, SIMULATED, 0, count)
     unseen = structure_of(problem).watch.blind
     if unseen is not None:
         return Explanation(False, unseen, 0, count)

@@ -21,6 +21,7 @@ from dilqr_rl.native.program import Program
 from dilqr_rl.native.tracing import UntraceableError, Watch, watched_fingerprint
 from dilqr_rl.problem import ControlProblem
 
+SIMULATED = "its dynamics are a Simulator, which isn't made of PyTorch operations and runs on the PyTorch path"
 _OFTEN = 8  # programs for one problem, after which a line in the log says so
 _MOST_PER_PROBLEM = 16  # programs kept for one problem whose settings change
 
@@ -83,7 +84,9 @@ def find_program(instance: Instance, structure: Structure, x0: Tensor, u_init: T
     Raises:
         ValueError: there is none, and it is required; the message says why.
     """
-    if x0.device.type == "cpu":
+    if instance.simulator is not None:
+        reason = SIMULATED
+    elif x0.device.type == "cpu":
         latest = structure.latest
         if latest is None or latest[0] != instance.slots:
             structure.latest = latest = (instance.slots, _program(instance, structure, x0, u_init))

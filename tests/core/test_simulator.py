@@ -106,7 +106,8 @@ def test_in_other_modes_too() -> None:
 def test_auto_is_the_torch_path_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     assert ILQR(problem(Simulator(step)))(STARTS).converged.all()
     assert not caplog.messages
-    with pytest.raises(ValueError, match=r'backend: "native" is not possible .*Simulator'):
+    message = r'backend: "native" is not possible .*: its dynamics are a Simulator, .* runs on the PyTorch path\. Use "auto" or "torch"'
+    with pytest.raises(ValueError, match=message):
         ILQR(problem(Simulator(step)), ILQROptions(backend="native"))(STARTS)
 
 
@@ -125,6 +126,32 @@ def test_auto_is_the_torch_path_without_a_word(caplog: pytest.LogCaptureFixture)
 def test_what_is_no_simulator_is_refused(make: Callable[[], Simulator], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ILQR(problem(make()))(STARTS)
+
+
+ONE = "step: expected a function of batches, .* got one of a single state and control .* Say Simulator\\(step, batched=False\\)"
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        lambda x, u: np.array([x[0] + 0.1 * x[1], x[1] + u[0]]),
+        lambda x, u: np.array([[1.0, 0.1], [0.0, 1.0]]) @ x + u,
+        lambda x, u: np.array([float(x[0]), float(u[0])]),
+    ],
+)
+def test_a_step_of_one_state_without_a_word_is_told(alone: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=ONE):
+        ILQR(problem(Simulator(alone)))(STARTS)
+    assert ILQR(problem(Simulator(alone, batched=False)))(STARTS).controls.isfinite().all()
+
+
+def broken(x: Any, u: Any) -> Any:
+    raise KeyError("the user's own")
+
+
+def test_an_error_of_a_step_comes_through() -> None:
+    with pytest.raises(KeyError, match="the user's own"):
+        ILQR(problem(Simulator(broken)))(STARTS)
 
 
 def test_a_simulator_has_no_parameters_to_replace() -> None:
