@@ -50,7 +50,8 @@ def inverse(x: Tensor, u: Tensor) -> Tensor:
     [
         (branch, ("test_explanation.py:",)),
         (inverse, ("linalg_solve of a matrix 4 by 4, above 3 by 3, has no native form", "test_explanation.py:")),
-        (Simulator(lambda x, u: x), ("Simulator",)),
+        (Simulator(lambda x, u: x), ("Simulator", "runs on the PyTorch path")),
+        (lambda x, u: torch.as_tensor(x.detach().numpy()), ("test_explanation.py:", "a step in NumPy is for a Simulator")),
         (lambda x, u: x + u * torch.rand(()), ("random numbers", "test_explanation.py:")),
     ],
 )
