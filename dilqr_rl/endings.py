@@ -45,7 +45,7 @@ def reason_for_doubt(instance: Instance, solution: Solution) -> str:
         return _RANDOM
     for role, function, z in _functions(one, part):
         n = part.states.shape[-1]
-        jumps = [_second_differences(function, z, step) for step in _STEPS]
+        jumps = [_second_differences(function, z, step) for step in (_STEPS if found_no_end else _STEPS[-2:])]
         for wide, close in pairwise(jumps):
             for text, least in ((_COARSE, _RISES), (_KINK, _STAYS))[: 1 + found_no_end]:
                 found = ((close > least * wide) & (close > _JUMP)).nonzero().flatten().tolist()
