@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
+import math
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 __all__ = ["like_ctrl_c", "until_interrupted"]
 
 _log = logging.getLogger("dilqr_rl")
 
 _ENDS = ("SIGTERM", "SIGHUP")  # a shutdown, a batch system's time limit; a terminal that is closed
+_PAIR = 1.0  # s, within which two signals are one
+_AGAIN = 0.1  # s, after which a lost one is sent again
+
+
+class _Interrupt:
+    """A handler that raises KeyboardInterrupt until one has arrived where it is waited for: what is saved there isn't lost."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+        self._last = -math.inf
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.arrived and now - self._last > _PAIR:
+            self._last = now
+            raise KeyboardInterrupt
+
+    def lost(self, error: BaseException | None) -> bool:
+        """Whether Python has dropped a KeyboardInterrupt, as it does in finalisers and in callbacks of C; it comes again."""
+        if self.arrived or not isinstance(error, KeyboardInterrupt):
+            return False
+        number = signal.SIGTERM if math.isfinite(self._last) else signal.SIGINT
+        self._last = -math.inf
+        again = threading.Timer(_AGAIN, lambda: None if self.arrived else _thread.interrupt_main(number))
+        again.daemon = True
+        again.start()
+        return True
 
 
 @contextmanager
 def like_ctrl_c() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt where they would have ended the process; both once, like one Ctrl-C.
 
-    Whatever handles them already, or has them ignored (nohup), stays. Threads other than the main one can't change that.
+    Whatever handles them already, or has them ignored (nohup), stays. Threads other than the main one can't change that. None
+    of the three is lost in a finaliser, where Python drops what is raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    told: list[int] = []
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        told.append(number)
-        if len(told) == 1:  # both may come, and then what is being saved would be lost
-            raise KeyboardInterrupt
-
     numbers = [getattr(signal, name) for name in _ENDS if hasattr(signal, name)]
-    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    handlers = [signal.getsignal(number) for number in numbers]
+    around = [one for one in handlers if isinstance(one, _Interrupt)]
+    interrupt = around[0] if around else _Interrupt()
+    ours = [number for number, handler in zip(numbers, handlers, strict=True) if handler is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, interrupt)
     try:
-        yield
+        with _watched(interrupt):
+            yield
+    except KeyboardInterrupt:
+        interrupt.arrived = True
+        raise
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _watched(interrupt: _Interrupt) -> Iterator[None]:
+    before = sys.unraisablehook
+
+    def hook(what: Any) -> None:
+        if not interrupt.lost(what.exc_value):
+            before(what)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import started
 from scripts import load_script
 from stable_baselines3 import SAC
 
@@ -95,7 +96,7 @@ def test_a_training_that_is_told_to_end_keeps_its_model(name: str, tmp_path: Pat
         "--out",
         tmp_path / "model.zip",
     ]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+    with started(command, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("before: mean return")
         time.sleep(2.0)

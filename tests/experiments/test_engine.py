@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import started
 from trial_functions import behave
 
 from dilqr_rl.experiments import EngineOptions, Run, Trial, read_records, run_trials
@@ -33,12 +34,33 @@ SUM = [Trial("sum-seed0", {"what": "draw", "seed": 0})]
 @pytest.fixture(scope="module", params=["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path, list[str]]:
     """All trials above, with either engine: the run, its folder, and the order in which the trials ended."""
-    if request.param == "ray":
-        pytest.importorskip("ray")
     folder, order = tmp_path_factory.mktemp(request.param), []
     options = EngineOptions(engine=request.param, workers=2, retries=1)
-    run = run_trials(behave, TRIALS, folder, options, lambda trial, record: order.append(trial.key))
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "ray":
+            patch.setenv("RAY_worker_niceness", "0")  # by Ray's own 15 a busy machine starts none in minutes
+            require_ray()
+        run = run_trials(behave, TRIALS, folder, options, lambda trial, record: order.append(trial.key))
     return run, folder, order
+
+
+PROBE = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+print("answer", ray.get(ray.remote(lambda: 42).remote()))
+"""
+
+
+def require_ray() -> None:
+    """Skip where there is no Ray, or where it runs nothing of its own either: then it waits for ever."""
+    pytest.importorskip("ray")
+    with started([sys.executable, "-c", PROBE], stderr=subprocess.STDOUT) as process:
+        try:
+            told, _ = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            told = "nothing within 180 s"
+    if "answer 42" not in told:
+        pytest.skip(f"Ray doesn't run here: {told[-500:]}")
 
 
 def test_results_are_those_of_a_call_here_to_the_last_bit(outcome: tuple[Run, Path, list[str]]) -> None:
@@ -123,15 +145,12 @@ def test_a_run_that_is_killed_keeps_what_is_done_and_leaves_no_process(
     tmp_path: Path, how: signal.Signals, status: int
 ) -> None:
     path = os.pathsep.join(sys.path)
-    run = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
-    )
-    wait_for(
-        lambda: (tmp_path / "work" / "long" / "process").is_file() and (tmp_path / "work" / "long" / "process").read_text()
-    )
-    run.send_signal(how)
-    assert run.wait(10) == status
-    worker = int((tmp_path / "work" / "long" / "process").read_text())
+    command, told = [sys.executable, "-c", SCRIPT], tmp_path / "work" / "long" / "process"
+    with started(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL) as run:
+        wait_for(lambda: told.is_file() and told.read_text())
+        run.send_signal(how)
+        assert run.wait(10) == status
+    worker = int(told.read_text())
     wait_for(lambda: not alive(worker))
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["short.json"]
     assert set(read_records([Trial("short", {"what": "draw", "seed": 0})], tmp_path)) == {"short"}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from learner_data import equal, make, plans, quick, tensors
 from packaging.version import Version
+from processes import started
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -195,7 +197,7 @@ time.sleep(60)
 
 def test_the_lock_of_a_process_that_was_killed_is_free(train: Demonstrations, held_out: Demonstrations, tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, Path(__file__).parents[3], tmp_path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(BlockingIOError, match=rf"another training \(process {process.pid}\) writes"):
@@ -242,6 +244,13 @@ def test_a_system_without_fcntl_locks_as_windows_does(
 
 # A training of somebody else's, in a script.
 
+
+def script(text: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths}
+    return started([sys.executable, "-c", text], stderr=subprocess.PIPE, env=environment)
+
+
 SCRIPT = """
 import os, signal, sys
 from dilqr_rl.signals import until_interrupted
@@ -256,16 +265,42 @@ print("saved", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_script_that_is_told_to_end_goes_on_to_where_it_saves(name: str) -> None:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
-    }
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=-1, stderr=-1, text=True, env=environment) as process:
+    with script(SCRIPT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begins\n"
         process.send_signal(getattr(signal, name))
         out, errors = process.communicate(timeout=60)
     assert (out, process.returncode) == ("saved True\n", 0)
     assert "interrupted: going on with what there is so far" in errors
+
+
+LOST = """
+import sys, time
+from dilqr_rl.signals import until_interrupted
+class Slow:
+    def __del__(self):  # in which Python throws away what a signal raises
+        print("begins", flush=True)
+        for _ in range(1000):
+            time.sleep(0.001)
+with until_interrupted():
+    with until_interrupted():
+        Slow()
+        while True:
+            pass
+print("saved", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_within_a_finaliser_is_not_lost(name: str) -> None:
+    with script(LOST) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        process.send_signal(getattr(signal, name))
+        out, errors = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("saved\n", 0)
+    assert "Exception ignored" not in errors
 
 
 # Folders that were tampered with.
@@ -385,7 +420,7 @@ def test_the_command_ends_on_a_signal_with_the_best_written(tmp_path: Path) -> N
     out, kept = tmp_path / "a.safetensors", tmp_path / "run" / "fit.safetensors"
     command = [sys.executable, "-c", TRAIN, Path(__file__).parents[3], "train", tmp_path / "data.npz", "--learner", "mlp"]
     options = ["--epochs", "1000000", "--folder", kept.parent, "--out", out]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    with started([*command, *options]) as process:
         last = time.monotonic() + 60
         while not kept.exists() and time.monotonic() < last:
             time.sleep(0.05)

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from learner_data import TINY, equal, make, plans, quick, tensors
+from processes import started
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -318,7 +318,7 @@ def kill_amid(name: str, folder: Path, delay: float) -> None:
     """Start the fit in a process of its own and kill it, that long after it has written for the third time."""
     here, file, writes = Path(__file__), folder / "fit.safetensors", set[int]()
     command = [sys.executable, "-c", RUN, here, here.parents[2], name, folder]
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with started(command, stdout=None, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         last = time.monotonic() + 120
         while len(writes) < 4 and process.poll() is None and time.monotonic() < last:
             writes.add(file.stat().st_mtime_ns if file.exists() else 0)
