@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +13,10 @@ import dilqr_rl
 from dilqr_rl.experiments import Record, e2
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    return {trial.key: e2.run({**trial.settings, "budget_seconds": 0.0}, Path()) for trial in e2.trials("smoke")}
-
-
-def test_unrolled_ones_take_the_iterations_asked_for_and_all_have_one_gradient(found: dict[str, Any]) -> None:
+def test_unrolled_ones_take_the_iterations_asked_for_and_all_have_one_gradient(
+    smoke: Callable[[str], dict[str, Record]],
+) -> None:
+    found = {key: record.result for key, record in smoke("e2").items()}
     assert found["unrolled-10-t5"]["iterations"] == [10] * 4
     assert max(found["unrolled-t5"]["iterations"]) < 10
     assert found["native-t5"]["iterations"] == found["torch-t5"]["iterations"]

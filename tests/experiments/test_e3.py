@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from dilqr_rl.experiments.systems import linear_problem, linear_starts
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    return {trial.settings["method"]: e3.run(trial.settings, Path()) for trial in e3.trials("smoke")}
+def found(smoke: Callable[[str], dict[str, Record]]) -> dict[str, Any]:
+    return {record.settings["method"]: record.result for record in smoke("e3").values()}
 
 
 def test_losses_at_the_start_are_those_of_the_drawn_model(found: dict[str, Any]) -> None:

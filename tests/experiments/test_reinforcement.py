@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,13 @@ def test_r1_draws_both_systems(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_r1_trains_and_changes_the_world() -> None:
-    trials = {trial.key: trial for trial in r1.trials("smoke")}
-    assert list(trials) == [
+def test_r1_trains_and_changes_the_world(smoke: Callable[[str], dict[str, Record]]) -> None:
+    records = smoke("r1")
+    assert list(records) == [
         "pendulum-mpcpolicy-seed0", "pendulum-mlppolicy-seed0", "cartpole-mpcpolicy-seed0", "cartpole-mlppolicy-seed0",
         "cartpole-mlppolicy-default-seed0",
     ]  # fmt: skip
-    found = r1.run(trials["pendulum-mpcpolicy-seed0"].settings, Path())
+    found = records["pendulum-mpcpolicy-seed0"].result
     assert found["curve"]["steps"] == [0, 256]
     assert set(found["changed"]) == set(found["told"]) == set(found["own"]) == set(r1._CHANGES)
     assert found["changed"]["as trained"] == found["told"]["as trained"]
@@ -137,9 +138,9 @@ def test_r2_compares_with_the_long_horizon(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_r2_learns_from_plans_and_from_reward() -> None:
+def test_r2_learns_from_plans_and_from_reward(smoke: Callable[[str], dict[str, Record]]) -> None:
     trials = {trial.settings["what"]: trial.settings for trial in r2.trials("smoke")}
-    found = {what: r2.run(settings, Path()) for what, settings in trials.items()}
+    found = {record.settings["what"]: record.result for record in smoke("r2").values()}
     states, seed = trials["plans"]["fit"][0], trials["plans"]["seed"]
     untaught = r2._policy(horizon=5, learn=("terminal",), terminal_value=(32, 32))
     nothing = fit_terminal_value(untaught, r2._everywhere(states, seed), 15, TerminalFit(steps=1, learning_rate=1e-12))

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -135,12 +136,11 @@ def test_every_preset_has_trials_with_keys_of_their_own(name: str, preset: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_smoke_preset_runs_to_its_report(name: str, tmp_path: Path) -> None:
-    experiment = find_experiment(name)
-    trials, store = experiment.trials("smoke"), TrialFolder(tmp_path)
+def test_the_smoke_preset_runs_to_its_report(name: str, smoke: Callable[[str], dict[str, Record]], tmp_path: Path) -> None:
+    trials, store = find_experiment(name).trials("smoke"), TrialFolder(tmp_path)
     for trial in trials:
         store.work(trial).mkdir(parents=True)
-        store.write(trial, Record(trial.key, trial.settings, experiment.run(trial.settings, store.work(trial)), 1.0))
+        store.write(trial, smoke(name)[trial.key])
     report = write_report(name, trials, tmp_path, "smoke")
     assert report.missing == []
     assert report.claims
