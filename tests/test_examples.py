@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -51,9 +52,9 @@ def test_ppo_starts_learning_from_pixels(example: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ppo_learns_physics_and_goal() -> None:
     module = load_script(EXAMPLES / "ppo_wrong_physics.py")
-    found = module.main(module.Args(steps=3_072, episodes=10))  # as in the README; some seeds take their time
-    assert found["before"] < -650
-    assert found["after"] > -500
+    found = [module.main(module.Args(steps=3_072, seed=seed, episodes=10)) for seed in range(3)]
+    assert max(run["before"] for run in found) < -650
+    assert median(run["after"] for run in found) > -250  # which seed of five takes longer is the processor's rounding
 
 
 @pytest.mark.slow

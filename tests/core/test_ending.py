@@ -152,8 +152,9 @@ def test_a_time_budget_gives_the_best_plan_so_far(backend: Backend) -> None:
     budget = 0.6 * (time.perf_counter() - began)
     solution = plan(problem, x0, backend=backend, max_seconds=budget)
     assert solution.status.tolist() == [Status.TIME_LIMIT]
-    states, _ = carried_out(problem, x0, solution.controls)
-    torch.testing.assert_close(states, solution.states, rtol=1e-6, atol=1e-6)
+    after = problem.dynamics(solution.states[:, :-1], solution.controls)  # step by step: over 200 a rounding becomes a swing
+    torch.testing.assert_close(solution.states[:, 1:], after, rtol=1e-9, atol=1e-9)
+    assert torch.equal(solution.states[:, 0], x0)
     still = plan(problem, x0, backend=backend, max_iterations=1, record=True).history
     assert still is not None
     assert solution.cost.item() <= still.cost[0, 0].item()
