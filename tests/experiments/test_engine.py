@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import started
+from processes import hears_ctrl_c, started
 from trial_functions import behave
 
 from dilqr_rl.experiments import EngineOptions, Run, Trial, read_records, run_trials
@@ -139,7 +139,8 @@ run_trials(behave, trials, Path("."), EngineOptions(workers=1))
 
 
 @pytest.mark.parametrize(
-    ("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, -signal.SIGINT, marks=pytest.mark.slow)]
+    ("how", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, -signal.SIGINT, marks=[pytest.mark.slow, hears_ctrl_c])],
 )
 def test_a_run_that_is_killed_keeps_what_is_done_and_leaves_no_process(
     tmp_path: Path, how: signal.Signals, status: int

@@ -20,7 +20,7 @@ import pytest
 import torch
 from learner_data import equal, make, plans, quick, tensors
 from packaging.version import Version
-from processes import started
+from processes import hears_ctrl_c, started
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -263,7 +263,7 @@ print("saved", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", pytest.param("SIGINT", marks=hears_ctrl_c)])
 def test_a_script_that_is_told_to_end_goes_on_to_where_it_saves(name: str) -> None:
     with script(SCRIPT) as process:
         assert process.stdout is not None
@@ -292,7 +292,7 @@ print("saved", flush=True)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=hears_ctrl_c)])
 def test_a_signal_within_a_finaliser_is_not_lost(name: str) -> None:
     with script(LOST) as process:
         assert process.stdout is not None
