@@ -125,7 +125,8 @@ def _is_plain(value: Any) -> bool:
 def _check_rebuilt(policy: PlanningPolicy) -> None:
     """Refuse a policy that plans with something else than what is made of its id."""
     with closing(make_env(policy.task.name, policy.task.env_kwargs)) as env:
-        own_shape, shape = (state_box(one.observation_space).shape for one in (env, policy))
+        box = state_box(env.observation_space)
+        own_shape, shape = box.shape, state_box(policy.observation_space).shape
         if own_shape != shape:
             raise ValueError(
                 f"policy: expected observations {own_shape}, as {policy.task.name} has them, got {shape}. A wrapper isn't kept "
@@ -140,7 +141,9 @@ def _check_rebuilt(policy: PlanningPolicy) -> None:
                 "the learner instead, or the whole model with Stable-Baselines3's own model.save, which pickles it."
             )
         copy_values(came, known)
-        if not _act_alike(shape, (own, known), (policy.task, came)):
+        box.seed(0)
+        observations = torch.as_tensor(np.stack([box.sample() for _ in range(5)]), dtype=torch.float64)
+        if not _act_alike(observations, (own, known), (policy.task, came)):
             raise ValueError(
                 f"policy: expected the model of {policy.task.name}, got one with other settings or functions. "
                 "A checkpoint doesn't hold these: save the whole model with Stable-Baselines3's own model.save, which pickles."
@@ -148,7 +151,7 @@ def _check_rebuilt(policy: PlanningPolicy) -> None:
 
 
 @torch.no_grad()
-def _act_alike(shape: tuple[int, ...], *models: tuple[ControlTask, ControlProblem]) -> bool:
+def _act_alike(observations: torch.Tensor, *models: tuple[ControlTask, ControlProblem]) -> bool:
     """Whether two models have the same units, read the same states, and at some have the same next ones and costs."""
     found = []
     for task, problem in models:
@@ -156,7 +159,7 @@ def _act_alike(shape: tuple[int, ...], *models: tuple[ControlTask, ControlProble
         x = torch.randn(5, task.state_size, generator=generator, dtype=torch.float64)
         u = torch.randn(5, task.control_size, generator=generator, dtype=torch.float64)
         instance = bind(problem, x, None).at_first_step()
-        seen = task.observation_to_state(torch.randn(5, *shape, generator=generator, dtype=torch.float64))
+        seen = task.observation_to_state(observations.clone())
         results = (seen, instance.step(x, u, 0), instance.stage_cost(x[:, None], u[:, None]), instance.terminal_cost(x))
         found.append((_units(task), results))
     (units, results), (other_units, other_results) = found

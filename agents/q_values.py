@@ -39,7 +39,9 @@ def refuse_other_kinds(policy: type[Any], algorithm: BaseAlgorithm | None) -> No
         raise ValueError(_without_actor(by))
     name, kind = next(iter(own.items()))
     instead = f'{by}("{_NAME}", ...)' if ours else f'{by} with "{name}", or one that plans with PPO, A2C, SAC or TD3'
-    raise ValueError(f"policy: expected a {kind.__name__}, as {by} trains them, got {policy.__name__}. Use {instead}.")
+    raise ValueError(
+        f"policy: expected one of the kind {kind.__name__}, as {by} trains them, got {policy.__name__}. Use {instead}."
+    )
 
 
 def _without_actor(by: str) -> str:

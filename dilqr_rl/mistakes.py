@@ -17,7 +17,8 @@ _ARGUMENTS = {"dynamics": "x (..., n) and u (..., m)", "stage_cost": "x (..., n)
 _OF_SIZES = re.compile(r"size|shape|dimension|broadcast|out of (bounds|range)|mat1")
 _BATCH = (
     "It would do for one state (n,), but states come as a batch (B, n), controls as (B, m): write x @ A.mT for A @ x, "
-    "x[..., 0] for x[0], (x * x).sum(-1) for x @ x, torch.stack(parts, -1), and torch.where(mask, a, b) for an if."
+    "x[..., 0] for x[0], .sum(-1) for .sum(), (x * x).sum(-1) for x @ x, torch.stack(parts, -1), and torch.where(mask, a, b) "
+    "for an if."
 )
 _ROWS = (
     "A layer that takes one axis of rows needs them flattened: z.reshape(-1, z.shape[-1]) before it, and "

@@ -27,8 +27,15 @@ class _Interrupt:
     """A handler that raises KeyboardInterrupt until one has arrived where it is waited for: what is saved there isn't lost."""
 
     def __init__(self) -> None:
-        self.arrived = False
-        self._last = -math.inf
+        self.begin()
+
+    def begin(self) -> None:
+        """Raise again."""
+        self.arrived, self._last = False, -math.inf
+
+    def arrive(self) -> None:
+        """Raise no more, if it was raised here and not by Ctrl-C."""
+        self.arrived = math.isfinite(self._last)
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -52,8 +59,8 @@ class _Interrupt:
 def like_ctrl_c() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt where they would have ended the process; both once, like one Ctrl-C.
 
-    Whatever handles them already, or has them ignored (nohup), stays. Threads other than the main one can't change that. None
-    of the three is lost in a finaliser, where Python drops what is raised.
+    Whatever handles them already, or has them ignored (nohup), stays. Threads other than the main one can't change that. While
+    it lasts, none of the three is lost in a finaliser, where Python drops what is raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,6 +69,7 @@ def like_ctrl_c() -> Iterator[None]:
     handlers = [signal.getsignal(number) for number in numbers]
     around = [one for one in handlers if isinstance(one, _Interrupt)]
     interrupt = around[0] if around else _Interrupt()
+    interrupt.begin()
     ours = [number for number, handler in zip(numbers, handlers, strict=True) if handler is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, interrupt)
@@ -69,7 +77,7 @@ def like_ctrl_c() -> Iterator[None]:
         with _watched(interrupt):
             yield
     except KeyboardInterrupt:
-        interrupt.arrived = True
+        interrupt.arrive()
         raise
     finally:
         for number in ours:

@@ -71,9 +71,16 @@ class Simulator(nn.Module):
             raise
 
     def _is_of_one_state(self, x: Array, u: Array) -> bool:
-        with suppress(Exception):  # any, of anybody's function
-            return np.shape(self._step(x.copy(), u.copy())) == x.shape
-        return False
+        """Whether the step does for one state, and not for that state several times over."""
+        rows = 1 + max(len(x), len(u))  # no other size of theirs, as which it could be taken
+
+        def does(*lead: int) -> bool:
+            with suppress(Exception):  # any, of anybody's function
+                arrays = (np.broadcast_to(part, (*lead, *part.shape)).copy() for part in (x, u))
+                return np.shape(self._step(*arrays)) == (*lead, *x.shape)
+            return False
+
+        return does() and not does(rows)
 
     def _jacobians(self, x: Array, u: Array) -> Array:
         (B, n), m = x.shape, u.shape[1]

@@ -85,9 +85,10 @@ class History:
 class Solution:
     """The solutions of B problems (without the leading B where x0 had none), in x0's dtype and on its device.
 
-    Gradients flow from `states`, `controls` and `cost`; the other fields carry none. Of a function that depends on these,
-    `torch.func` in reverse mode (`grad`, `jacrev`) raises a NotImplementedError, in forward mode (`jvp`, `jacfwd`) gives NaN,
-    unless they are detached. A problem that did not converge passes a gradient of zero with gradient="implicit" and "diffmpc".
+    Gradients flow from `states`, `controls` and `cost`; the other fields carry none. Of a function of `gains`, `residual` or
+    `history`, `torch.func` in reverse mode (`grad`, `jacrev`) raises a NotImplementedError, in forward mode (`jvp`, `jacfwd`)
+    gives NaN, unless they are detached. A problem that did not converge passes a gradient of zero with gradient="implicit" and
+    "diffmpc".
 
     Attributes:
         states: (B, T+1, n).

@@ -382,6 +382,20 @@ def test_a_policy_whose_task_nobody_knows_is_kept_without_its_model(tmp_path: Pa
         MPCPolicy.load(file, task=replace(task, u_max=0.5))
 
 
+def test_observations_are_tried_from_their_space(tmp_path: Path) -> None:
+    env = gym.make("Pendulum-v1")
+    task = find_task(env)
+
+    def strict(observation: torch.Tensor) -> torch.Tensor:
+        if bool((observation[..., :2].abs() > 1.001).any()):
+            raise ValueError("a cosine or sine above 1")
+        return task.observation_to_state(observation)
+
+    policy = MPCPolicy.for_env(env, task=replace(task, observation_to_state=strict))
+    policy.save(tmp_path / "policy.safetensors")
+    assert MPCPolicy.load(tmp_path / "policy.safetensors").task.name == "Pendulum-v1"
+
+
 def test_other_discrete_controls_than_the_environments_are_told_on_saving(tmp_path: Path) -> None:
     env = gym.make("CartPole-v1")
     swapped = replace(find_task(env), discrete_controls=[[10.0], [-10.0]])

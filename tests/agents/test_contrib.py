@@ -168,7 +168,9 @@ def test_algorithms_for_other_kinds_of_policies_say_so() -> None:
             QRDQN(kind, "CartPole-v1")
     with pytest.raises(ValueError, match=r"expected a RecurrentActorCriticPolicy, as RecurrentPPO trains .*got MPCPolicy"):
         RecurrentPPO(MPCPolicy, ENV)
-    with pytest.raises(ValueError, match=r'expected a TQCPolicy, as TQC trains them, got MPCPolicy\. Use TQC\("MPCPolicy"'):
+    with pytest.raises(
+        ValueError, match=r'expected one of the kind TQCPolicy, as TQC trains them, got MPCPolicy\. Use TQC\("MPCPolicy"'
+    ):
         TQC(MPCPolicy, ENV)
 
 

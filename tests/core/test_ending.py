@@ -285,6 +285,60 @@ def test_smooth_problems_that_are_cut_off_have_no_kinks(backend: Backend, caplog
     assert "a solve is in doubt" not in caplog.text
 
 
+def motor(x: Tensor, u: Tensor) -> Tensor:
+    """Refuses what no plan holds."""
+    if bool((u.abs() > 1.0).any()):
+        raise ValueError("beyond the motor's limits")
+    return x + 0.1 * u
+
+
+SMOOTH: dict[str, tuple[Any, Any, float]] = {
+    "a check of its own": (motor, lambda x, u: 1e-3 * (x - 5.0).square().sum(-1) + 0.1 * u.abs().sum(-1), 0.0),
+    "a barrier": (
+        lambda x, u: x + 0.1 * u,
+        lambda x, u: -x[..., 0] - 1e-3 * torch.log(1.0 - x[..., 0]) + 0.01 * u.square().sum(-1),
+        0.0,
+    ),
+    "many turns": (lambda x, u: x + 0.1 * u, lambda x, u: -x.cos().sum(-1) + 0.01 * u.square().sum(-1), 600.5),
+    "ripples": (lambda x, u: x + 0.1 * u, lambda x, u: (100.0 * x).sin().sum(-1) + u.square().sum(-1), 5.28),
+    "a kink made smooth": (
+        lambda x, u: x + 0.1 * u,
+        lambda x, u: (x - 1.0).square().sum(-1) + (u.square() + 1e-8).sqrt().sum(-1),
+        0.999,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@each_backend
+def test_what_is_smooth_or_refuses_other_controls_is_in_no_doubt(
+    name: str, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    dynamics, cost, start = SMOOTH[name]
+    if name == "a check of its own":
+        backend = "torch"
+    problem = ControlProblem(dynamics, cost, horizon=10, state_size=1, control_size=1, u_min=-1.0, u_max=1.0)
+    for iterations in (1, 2, 3):
+        plan(problem, torch.tensor([[start]], dtype=FLOAT), backend=backend, max_iterations=iterations)
+    assert "at a kink" not in caplog.text or name == "a check of its own"
+    assert "values jump" not in caplog.text
+
+
+def test_a_simulator_that_refuses_other_controls_is_planned_with(caplog: pytest.LogCaptureFixture) -> None:
+    def step(x: np.ndarray, u: np.ndarray) -> np.ndarray:
+        if (np.abs(u) > 1.0).any():
+            raise ValueError("beyond the motor's limits")
+        return x + 0.1 * u
+
+    def jacobian(x: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones((len(x), 1, 1)), np.full((len(x), 1, 1), 0.1)
+
+    cost = QuadraticCost([1.0, 0.01], [5.0, 0.0])
+    problem = ControlProblem(Simulator(step, jacobian), cost, horizon=5, state_size=1, control_size=1, u_min=-1.0, u_max=1.0)
+    assert plan(problem, torch.zeros(1, 1, dtype=FLOAT)).converged.all()
+    assert caplog.text == ""
+
+
 NOISE = np.random.default_rng(0)
 
 

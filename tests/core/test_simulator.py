@@ -145,6 +145,16 @@ def test_a_step_of_one_state_without_a_word_is_told(alone: Callable[..., Any]) -
     assert ILQR(problem(Simulator(alone, batched=False)))(STARTS).controls.isfinite().all()
 
 
+def test_an_error_of_a_batch_s_own_stays_what_it_is() -> None:
+    def tanks(x: Any, u: Any) -> Any:
+        if (x[..., 0] < 0.0).any():
+            raise OverflowError("negative tank level")
+        return x + 0.1 * u
+
+    with pytest.raises(OverflowError, match=r"^negative tank level$"):
+        ILQR(problem(Simulator(tanks)))(torch.tensor([[0.5, 0.0], [-0.5, 0.0]], dtype=torch.float64))
+
+
 def broken(x: Any, u: Any) -> Any:
     raise KeyError("the user's own")
 

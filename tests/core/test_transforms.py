@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from dilqr_rl import ILQR, ControlProblem, Guess, ILQROptions, MultiStart, QuadraticCost, Solution, Status
@@ -186,6 +186,12 @@ def test_what_has_no_derivative_says_so(planner: ILQR) -> None:
         grad(lambda x: ILQR(planner.problem, gradient="unroll")(x).cost.sum())(STARTS)
     with pytest.raises(ValueError, match="x0: expected finite numbers"):
         vmap(lambda x: planner(x).cost)(STARTS * torch.inf)
+
+
+def test_cotangents_of_zero_ask_for_nothing(planner: ILQR) -> None:
+    (controls, gains), pull = vjp(lambda x: (planner(x).controls, planner(x).gains), STARTS)
+    (along,) = pull((torch.ones_like(controls), torch.zeros_like(gains)))
+    assert torch.allclose(along, grad(lambda x: planner(x).controls.sum())(STARTS))
 
 
 @pytest.mark.parametrize("part", ["gains", "residual", "history"])

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from dilqr_rl.agents import Demonstrations
 from dilqr_rl.agents.learners import FitResult, load_learner, lock, run_folder
-from dilqr_rl.signals import like_ctrl_c
+from dilqr_rl.signals import like_ctrl_c, until_interrupted
 
 ALWAYS: dict[str, Any] = {"checkpoint_seconds": 0, "scan_rounds": 0}
 
@@ -160,6 +160,22 @@ def test_two_signals_are_one_and_those_of_others_stay() -> None:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_after_an_interrupted_training_the_next_can_be_ended_too() -> None:
+    for first in ("SIGINT", "SIGTERM"):
+        reached = []
+        with until_interrupted():
+            with until_interrupted():
+                signal.raise_signal(getattr(signal, first))
+                reached.append("first")
+            with until_interrupted():
+                signal.raise_signal(signal.SIGTERM)
+                reached.append("second")
+            signal.raise_signal(signal.SIGINT)
+            reached.append("outer")
+        assert reached == []
 
 
 # Two trainings.
