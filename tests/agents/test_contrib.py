@@ -166,7 +166,9 @@ def test_algorithms_for_other_kinds_of_policies_say_so() -> None:
     for kind in ("MPCPolicy", MPCPolicy):
         with pytest.raises(ValueError, match="policy: QRDQN learns what each action is worth and has no actor"):
             QRDQN(kind, "CartPole-v1")
-    with pytest.raises(ValueError, match=r"expected a RecurrentActorCriticPolicy, as RecurrentPPO trains .*got MPCPolicy"):
+    with pytest.raises(
+        ValueError, match=r"expected one of the kind RecurrentActorCriticPolicy, as RecurrentPPO trains .*got MPCPolicy"
+    ):
         RecurrentPPO(MPCPolicy, ENV)
     with pytest.raises(
         ValueError, match=r'expected one of the kind TQCPolicy, as TQC trains them, got MPCPolicy\. Use TQC\("MPCPolicy"'
