@@ -76,10 +76,8 @@ def _is_coarse(jumps: Tensor) -> Tensor:
 def _is_kink(jumps: Tensor) -> Tensor:
     """Which of k columns stay, over two steps in a row and as far as they are reached; jumps (steps, k)."""
     _, stays, falls = _courses(jumps)
-    twice = stays.clone()
-    twice[1:] &= stays[:-1]
-    twice[0] = False
-    return twice.any(0) & ~(falls & _before(twice)).any(0)
+    twice = stays[1:] & stays[:-1]
+    return twice.any(0) & ~(falls[1:] & _before(twice)).any(0)
 
 
 def _courses(jumps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

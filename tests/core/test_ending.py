@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import re
 import time
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 import torch
 from problems import CASES, FLOAT, Case, carried_out, cartpole, far_cartpole_starts, far_pendulum_starts, pendulum
 from torch import Tensor
 from torch.func import grad, hessian
 
-from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Simulator, Solution, Status
+from dilqr_rl import ILQR, ControlProblem, ILQROptions, QuadraticCost, Solution, Status
 from dilqr_rl.native import program
 from dilqr_rl.native.clock import Clock
 
@@ -246,111 +244,3 @@ def test_of_a_problem_without_a_batch_and_of_another_start() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ILQROptions(**options)
-
-
-# Why one is in doubt.
-
-
-def damped(x: Any, u: Any) -> Any:
-    return 0.9 * x + u
-
-
-def squares(x: Tensor, u: Tensor) -> Tensor:
-    return x.square().sum(-1) + 0.1 * u.square().sum(-1)
-
-
-KINKS: dict[str, tuple[Any, Any, Any, str]] = {  # dynamics, stage cost, terminal cost: what is said of them
-    "|u|": (damped, lambda x, u: squares(x, u) + 0.3 * u.abs().sum(-1), None, r"stage_cost: its slope jumps as u\[\.\.\., \d\]"),
-    "|x|": (damped, lambda x, u: 0.1 * squares(x, u) + x[..., 1].abs(), None, r"stage_cost: its slope jumps as x\[\.\.\., 1\]"),
-    "at the end": (damped, squares, lambda x: 9.0 * x[..., 0].abs(), r"terminal_cost: its slope jumps as x\[\.\.\., 0\]"),
-}  # fmt: skip
-
-
-@each_backend
-@pytest.mark.parametrize("name", KINKS)
-def test_a_kink_at_which_a_solve_has_no_end_is_told(name: str, backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
-    dynamics, cost, terminal, words = KINKS[name]
-    problem = ControlProblem(dynamics, cost, terminal, horizon=4, state_size=2, control_size=2)
-    solution = plan(problem, torch.tensor([[0.5, 0.2], [0.3, -0.4]], dtype=FLOAT), backend=backend)
-    assert not solution.converged.all()
-    assert re.search(rf"a solve is in doubt: {words}.* at a kink, as of \|u\|, max", caplog.text)
-
-
-@each_backend
-def test_smooth_problems_that_are_cut_off_have_no_kinks(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
-    for iterations in (1, 3, 6):
-        for problem, x0 in ((pendulum(20), far_pendulum_starts(9)), (cartpole(20), far_cartpole_starts(9))):
-            solution = plan(problem, x0, backend=backend, max_iterations=iterations)
-            assert (solution.status == Status.MAX_ITERATIONS).any()
-    assert "a solve is in doubt" not in caplog.text
-
-
-def motor(x: Tensor, u: Tensor) -> Tensor:
-    """Refuses what no plan holds."""
-    if bool((u.abs() > 1.0).any()):
-        raise ValueError("beyond the motor's limits")
-    return x + 0.1 * u
-
-
-SMOOTH: dict[str, tuple[Any, Any, float]] = {
-    "a check of its own": (motor, lambda x, u: 1e-3 * (x - 5.0).square().sum(-1) + 0.1 * u.abs().sum(-1), 0.0),
-    "a barrier": (
-        lambda x, u: x + 0.1 * u,
-        lambda x, u: -x[..., 0] - 1e-3 * torch.log(1.0 - x[..., 0]) + 0.01 * u.square().sum(-1),
-        0.0,
-    ),
-    "many turns": (lambda x, u: x + 0.1 * u, lambda x, u: -x.cos().sum(-1) + 0.01 * u.square().sum(-1), 600.5),
-    "ripples": (lambda x, u: x + 0.1 * u, lambda x, u: (100.0 * x).sin().sum(-1) + u.square().sum(-1), 5.28),
-    "a kink made smooth": (
-        lambda x, u: x + 0.1 * u,
-        lambda x, u: (x - 1.0).square().sum(-1) + (u.square() + 1e-8).sqrt().sum(-1),
-        0.999,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-@each_backend
-def test_what_is_smooth_or_refuses_other_controls_is_in_no_doubt(
-    name: str, backend: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
-    dynamics, cost, start = SMOOTH[name]
-    if name == "a check of its own":
-        backend = "torch"
-    problem = ControlProblem(dynamics, cost, horizon=10, state_size=1, control_size=1, u_min=-1.0, u_max=1.0)
-    for iterations in (1, 2, 3):
-        plan(problem, torch.tensor([[start]], dtype=FLOAT), backend=backend, max_iterations=iterations)
-    assert "at a kink" not in caplog.text or name == "a check of its own"
-    assert "values jump" not in caplog.text
-
-
-def test_a_simulator_that_refuses_other_controls_is_planned_with(caplog: pytest.LogCaptureFixture) -> None:
-    def step(x: np.ndarray, u: np.ndarray) -> np.ndarray:
-        if (np.abs(u) > 1.0).any():
-            raise ValueError("beyond the motor's limits")
-        return x + 0.1 * u
-
-    def jacobian(x: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.ones((len(x), 1, 1)), np.full((len(x), 1, 1), 0.1)
-
-    cost = QuadraticCost([1.0, 0.01], [5.0, 0.0])
-    problem = ControlProblem(Simulator(step, jacobian), cost, horizon=5, state_size=1, control_size=1, u_min=-1.0, u_max=1.0)
-    assert plan(problem, torch.zeros(1, 1, dtype=FLOAT)).converged.all()
-    assert caplog.text == ""
-
-
-NOISE = np.random.default_rng(0)
-
-
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [
-        (lambda x, u: damped(x, u).astype(np.float32), "dynamics: its values jump as .* are they of float32 somewhere"),
-        (lambda x, u: np.sin(x.astype(np.float32)) + u, "dynamics: its values jump as .* are they of float32 somewhere"),
-        (lambda x, u: damped(x, u) + 1e-6 * NOISE.standard_normal(x.shape), "its functions give other results when they are"),
-    ],
-)
-def test_simulators_that_are_too_coarse_or_random_are_told(step: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
-    problem = ControlProblem(Simulator(step), squares, horizon=4, state_size=2, control_size=2)
-    plan(problem, torch.tensor([[0.5, 0.2]], dtype=FLOAT))  # with Jacobians that are wrong by 1 %, it may converge
-    assert re.search(f"a solve is in doubt: {words}", caplog.text)
