@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,18 @@ def gradient_of(problem: ControlProblem, name: str) -> Tensor:
     grad = problem.get_parameter(name).grad
     assert grad is not None, name
     return grad
+
+
+def smallest(**changes: Any) -> ControlProblem:
+    """One state, one control, three steps; `changes` are arguments of another kind."""
+    arguments: dict[str, Any] = {
+        "dynamics": lambda x, u: x + u,
+        "stage_cost": lambda x, u: x.square().sum(-1) + u.square().sum(-1),
+        "horizon": 3,
+        "state_size": 1,
+        "control_size": 1,
+    }
+    return ControlProblem(**arguments | changes)
 
 
 def carried_out(problem: ControlProblem, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,25 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from problems import FLOAT, GRADIENTS, Gradient, LinearDynamics, pendulum, quadrotor
+from problems import FLOAT, GRADIENTS, Gradient, LinearDynamics, pendulum, quadrotor, smallest
 from torch import Tensor, nn
 
-from dilqr_rl import ILQR, ControlProblem, Guess, ILQROptions, QuadraticCost
+from dilqr_rl import ILQR, Guess, ILQROptions, QuadraticCost
 
 X0 = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]], dtype=FLOAT)
 ANYTHING: Any = "pendulum"
 NAN, INF = float("nan"), float("inf")
-
-
-def problem(**changes: Any) -> ControlProblem:
-    arguments: dict[str, Any] = {
-        "dynamics": lambda x, u: x + u,
-        "stage_cost": lambda x, u: x.square().sum(-1) + u.square().sum(-1),
-        "horizon": 3,
-        "state_size": 1,
-        "control_size": 1,
-    } | changes
-    return ControlProblem(**arguments)
 
 
 def plan(x0: Any = X0, params: Any = None, u_init: Any = None, guess: Any = None, **settings: Any) -> Any:
@@ -33,7 +22,7 @@ def plan(x0: Any = X0, params: Any = None, u_init: Any = None, guess: Any = None
 
 
 def plan_with(**changes: Any) -> Any:
-    return ILQR(problem(**changes))(torch.ones(2, 1, dtype=FLOAT))
+    return ILQR(smallest(**changes))(torch.ones(2, 1, dtype=FLOAT))
 
 
 def options(**settings: Any) -> ILQROptions:
@@ -66,49 +55,49 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"0\.weight: expected a parameter with a shape, got one of a lazy module\. Call the module once",
     ),
     # The problem
-    "horizon zero": (lambda: problem(horizon=0), r"horizon: expected a positive integer, got 0\."),
-    "horizon a float": (lambda: problem(horizon=3.0), r"horizon: expected a positive integer, got 3\.0\."),
-    "horizon a bool": (lambda: problem(horizon=True), r"horizon: expected a positive integer, got True\."),
-    "state_size": (lambda: problem(state_size=-1), r"state_size: expected a positive integer, got -1\."),
-    "control_size": (lambda: problem(control_size="1"), r"control_size: expected a positive integer, got '1'\."),
-    "dynamics": (lambda: problem(dynamics=3), r"dynamics: expected an nn\.Module or a function, got int 3\."),
+    "horizon zero": (lambda: smallest(horizon=0), r"horizon: expected a positive integer, got 0\."),
+    "horizon a float": (lambda: smallest(horizon=3.0), r"horizon: expected a positive integer, got 3\.0\."),
+    "horizon a bool": (lambda: smallest(horizon=True), r"horizon: expected a positive integer, got True\."),
+    "state_size": (lambda: smallest(state_size=-1), r"state_size: expected a positive integer, got -1\."),
+    "control_size": (lambda: smallest(control_size="1"), r"control_size: expected a positive integer, got '1'\."),
+    "dynamics": (lambda: smallest(dynamics=3), r"dynamics: expected an nn\.Module or a function, got int 3\."),
     "stage_cost": (
-        lambda: problem(stage_cost="quadratic"),
+        lambda: smallest(stage_cost="quadratic"),
         r"stage_cost: expected an nn\.Module or a function, got str 'quadratic'\.",
     ),
     "terminal_cost": (
-        lambda: problem(terminal_cost=full(2)),
+        lambda: smallest(terminal_cost=full(2)),
         r"terminal_cost: expected an nn\.Module or a function, got Tensor",
     ),
     "bounds swapped": (
-        lambda: problem(u_min=2.0, u_max=-2.0),
+        lambda: smallest(u_min=2.0, u_max=-2.0),
         r"u_min, u_max: expected u_min <= u_max, got u_min = 2 with u_max = -2\. Are they swapped\?",
     ),
     "one bound swapped": (
-        lambda: problem(control_size=2, u_min=torch.tensor([0.0, 3.0]), u_max=1.0),
+        lambda: smallest(control_size=2, u_min=torch.tensor([0.0, 3.0]), u_max=1.0),
         r"u_min, u_max: expected u_min <= u_max, got u_min = 3 with u_max = 1\.",
     ),
     "bound nan": (
-        lambda: problem(u_max=NAN),
+        lambda: smallest(u_max=NAN),
         r"u_max: expected numbers, got NaN\. Leave it out, or use infinity, where there is no",
     ),
     "u_min infinite": (
-        lambda: problem(u_min=INF),
+        lambda: smallest(u_min=INF),
         r"u_min: expected a number, or -inf for no bound, got inf: no control is with",
     ),
     "u_max infinite": (
-        lambda: problem(u_max=-INF),
+        lambda: smallest(u_max=-INF),
         r"u_max: expected a number, or inf for no bound, got -inf: no control is wi",
     ),
     "u_min infinite in params": (lambda: plan(params={"u_min": full(1, value=INF)}), r"u_min: expected a number, or -inf for"),
-    "bound text": (lambda: problem(u_min="low"), r"u_min: expected a number or a tensor \(1,\), got 'low'\."),
+    "bound text": (lambda: smallest(u_min="low"), r"u_min: expected a number or a tensor \(1,\), got 'low'\."),
     "bound with a gradient": (
-        lambda: problem(u_max=2.0 * HIDDEN),
+        lambda: smallest(u_max=2.0 * HIDDEN),
         r"u_max: expected numbers or an nn\.Parameter, got a tensor that requires a gradient, which would be lost\. Pass it to the",
     ),
-    "bound shape": (lambda: problem(u_min=full(2)), r"u_min: expected a number or a tensor \(1,\), got shape \(2,\)\."),
+    "bound shape": (lambda: smallest(u_min=full(2)), r"u_min: expected a number or a tensor \(1,\), got shape \(2,\)\."),
     "bound matrix": (
-        lambda: problem(u_max=nn.Parameter(full(1, 1))),
+        lambda: smallest(u_max=nn.Parameter(full(1, 1))),
         r"u_max: expected a number or a tensor \(1,\), got shape \(1, 1\)\.",
     ),
     # The ready-made cost
@@ -261,7 +250,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"params\['terminal_cost\.goal'\]: the terminal cost has no steps; give one value, or one per problem\.",
     ),
     "params twice": (
-        lambda: ILQR(problem(dynamics=TIED, stage_cost=TiedCost(TIED)))(
+        lambda: ILQR(smallest(dynamics=TIED, stage_cost=TiedCost(TIED)))(
             full(1), params={"dynamics.A": full(1, 1), "stage_cost.model.A": full(1, 1)}
         ),
         r"params\['stage_cost\.model\.A'\]: \['dynamics\.A', 'stage_cost\.model\.A'\] are one and the same tensor; give it under one",

@@ -7,22 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from problems import FLOAT
+from problems import FLOAT, smallest
 from torch import Tensor
 from torch.nn.functional import conv1d
 
-from dilqr_rl import ILQR, ControlProblem
+from dilqr_rl import ILQR
 
 
 def plan_with(**changes: Any) -> Any:
-    arguments: dict[str, Any] = {
-        "dynamics": lambda x, u: x + u,
-        "stage_cost": lambda x, u: x.square().sum(-1) + u.square().sum(-1),
-        "horizon": 3,
-        "state_size": 1,
-        "control_size": 1,
-    } | changes
-    return ILQR(ControlProblem(**arguments))(torch.ones(2, arguments["state_size"], dtype=FLOAT))
+    problem = smallest(**changes)
+    return ILQR(problem)(torch.ones(2, problem.state_size, dtype=FLOAT))
 
 
 SQUARE = torch.tensor([[0.9, 0.1], [0.0, 0.8]], dtype=FLOAT)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -261,10 +260,16 @@ def test_a_system_without_fcntl_locks_as_windows_does(
 # A training of somebody else's, in a script.
 
 
-def script(text: str) -> AbstractContextManager[subprocess.Popen[str]]:
+def told_to_end(script: str, name: str) -> tuple[str, str, int]:
+    """What a script that has begun prints behind that, on both outputs, and its status."""
     paths = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths}
-    return started([sys.executable, "-c", text], stderr=subprocess.PIPE, env=environment)
+    with started([sys.executable, "-c", script], stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        process.send_signal(getattr(signal, name))
+        out, errors = process.communicate(timeout=60)
+    return out, errors, process.returncode
 
 
 SCRIPT = """
@@ -281,12 +286,8 @@ print("saved", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", pytest.param("SIGINT", marks=hears_ctrl_c)])
 def test_a_script_that_is_told_to_end_goes_on_to_where_it_saves(name: str) -> None:
-    with script(SCRIPT) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begins\n"
-        process.send_signal(getattr(signal, name))
-        out, errors = process.communicate(timeout=60)
-    assert (out, process.returncode) == ("saved True\n", 0)
+    out, errors, status = told_to_end(SCRIPT, name)
+    assert (out, status) == ("saved True\n", 0)
     assert "interrupted: going on with what there is so far" in errors
 
 
@@ -310,12 +311,8 @@ print("saved", flush=True)
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=hears_ctrl_c)])
 def test_a_signal_within_a_finaliser_is_not_lost(name: str) -> None:
-    with script(LOST) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begins\n"
-        process.send_signal(getattr(signal, name))
-        out, errors = process.communicate(timeout=60)
-    assert (out, process.returncode) == ("saved\n", 0)
+    out, errors, status = told_to_end(LOST, name)
+    assert (out, status) == ("saved\n", 0)
     assert "Exception ignored" not in errors
 
 
